@@ -1,0 +1,1 @@
+"""What a number is: formats, roundings, casts and accumulators, with no tensor in sight."""

@@ -1,0 +1,1 @@
+"""Real data sets, from the files their authors published."""

@@ -1,0 +1,1 @@
+"""What an accelerator is: structure, mapping and prices."""

@@ -1,0 +1,1 @@
+"""The CPU back end: compiled, bit for bit equal to reference."""

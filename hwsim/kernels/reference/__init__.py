@@ -1,0 +1,1 @@
+"""The definition: every result in Python integers and fractions, slow and readable."""

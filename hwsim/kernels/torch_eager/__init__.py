@@ -1,0 +1,1 @@
+"""The torch back end: plain tensor operations on any device."""

@@ -1,0 +1,1 @@
+"""Results drawn as one self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""A workload on an accelerator: cycles and energy."""

@@ -1,0 +1,1 @@
+"""An untouched torch network, trained in emulated arithmetic."""

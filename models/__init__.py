@@ -1,0 +1,1 @@
+"""One network a file, plain torch without hwsim (installed as hwsim.models)."""

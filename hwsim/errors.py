@@ -9,8 +9,10 @@ class HwsimError(Exception):
     exit_code = 1
 
 
-class SpecError(HwsimError):
+class SpecError(HwsimError, ValueError):
     """Input that hwsim cannot accept: says where it stands, what came and what was allowed.
+
+    It is a ValueError too, so that a pydantic validator may raise it and the field is added to the message.
 
     Several independent mistakes in one file may be collected into one error (``problems``), so that a user can
     mend them in one go.

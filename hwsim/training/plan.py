@@ -1,0 +1,256 @@
+"""Which number format and which accumulator each part of training uses: the `PrecisionPlan`.
+
+A plan is a list of rules. A rule names layers by a pattern, a `Cast` for each role that a tensor can play and a
+`MacSpec` for each sum. The first rule whose pattern matches a layer decides everything for it; a role the rule does
+not name stays in float32. A layer that no rule matches, and a rule that no layer uses, are errors.
+
+Roles. GEMM operands, cast when a GEMM reads them (each GEMM from the stored tensor):
+``input`` (of output and grad_weight), ``weight`` (of output and grad_input), ``gradient`` (of grad_input and
+grad_weight) and ``bias``; ``grad_weight.gradient`` and the like name one role in one GEMM only and go before the
+plain name. Stored tensors, cast when they are written: ``activation``, ``activation_gradient``,
+``weight_gradient``, ``statistics``, ``loss``, ``master_weight``, ``optimizer_state`` and ``compensation`` (which
+turns on Kahan-compensated updates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cache
+
+from hwsim.arithmetic.mac import MacSpec, parse_mac
+from hwsim.arithmetic.named import parse_format
+from hwsim.arithmetic.number import FloatingPoint, NumberFormat
+from hwsim.arithmetic.storage import Cast
+from hwsim.errors import SpecError
+
+OPERAND_ROLES = ("input", "weight", "bias", "gradient")
+STORED_ROLES = (
+    "activation",
+    "activation_gradient",
+    "weight_gradient",
+    "statistics",
+    "loss",
+    "master_weight",
+    "optimizer_state",
+    "compensation",
+)
+GEMMS = ("output", "grad_input", "grad_weight")
+SUMS = ("reduce", "accumulate_grad")  # bias gradients, statistics, losses · gradients that meet at one tensor
+SCALED_ROLES = ("input", "weight", "gradient")
+FLOAT32_SUM = MacSpec(accumulator="float32", order="sequential")
+NATIVE_SUM = MacSpec(accumulator="float32", order="native")
+
+CAST_KEYS = (
+    *OPERAND_ROLES,
+    *STORED_ROLES,
+    *(f"{gemm}.{role}" for gemm in GEMMS for role in OPERAND_ROLES),
+)
+MAC_KEYS = (*GEMMS, *SUMS)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One power-of-two scale for a whole operand, chosen so that its largest magnitude just fits the format.
+
+    ``current`` looks at the tensor itself; ``delayed`` takes the largest of the last `history` steps, as hardware
+    that cannot read a tensor twice does. Power-of-two scales are exact, so they move the range and nothing else.
+    """
+
+    method: str = "current"
+    history: int = 16
+    margin: int = 0  # binades kept free below the largest value
+
+    def __post_init__(self) -> None:
+        if self.method not in ("current", "delayed"):
+            raise SpecError(f"scaling.method: got {self.method!r}, expected 'current' or 'delayed'")
+        if self.history < 1:
+            raise SpecError(f"scaling.history: got {self.history}, expected 1 or more steps")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the layers whose path matches the pattern `layers` use. Formats and MACs may be given as text.
+
+    Raises SpecError for a role or GEMM that does not exist.
+    """
+
+    layers: str = "*"
+    casts: Mapping[str, Cast] = field(default_factory=dict)
+    macs: Mapping[str, MacSpec] = field(default_factory=dict)
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_keys("casts", self.casts, CAST_KEYS)
+        check_keys("macs", self.macs, MAC_KEYS)
+        check_keys("scaling", self.scaling, SCALED_ROLES)
+        casts = {key: value if isinstance(value, Cast) else Cast(value) for key, value in self.casts.items()}
+        macs = {key: parse_mac(value) for key, value in self.macs.items()}
+        scaling = {k: v if isinstance(v, Scaling) else Scaling(v) for k, v in self.scaling.items()}
+        object.__setattr__(self, "casts", casts)
+        object.__setattr__(self, "macs", macs)
+        object.__setattr__(self, "scaling", scaling)
+
+    def matches(self, layer: str) -> bool:
+        """Return whether this rule's pattern covers the layer path (shell wildcards; ``*`` crosses dots)."""
+        return fnmatchcase(layer, self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPrecision:
+    """What one layer uses: the rule that matched, with the float32 defaults filled in."""
+
+    layer: str
+    rule: Rule
+
+    def cast(self, role: str, gemm: str | None = None) -> Cast | None:
+        """Return how a tensor in this role is stored or read; None means float32, as it is."""
+        chosen = self.rule.casts.get(f"{gemm}.{role}") if gemm else None
+        chosen = self.rule.casts.get(role) if chosen is None else chosen
+        return None if chosen is None or is_float32(chosen.format) else chosen
+
+    def mac(self, key: str) -> MacSpec:
+        """Return how one of the three GEMMs, or one of the other sums, adds up."""
+        return self.rule.macs.get(key, FLOAT32_SUM)
+
+    def scaling(self, role: str) -> Scaling | None:
+        """Return how an operand in this role is scaled before its cast; None means not at all."""
+        return self.rule.scaling.get(role)
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The factor on the loss that lifts small gradients into the range of a narrow format; removed by the update.
+
+    A power of two, so that it changes ranges and nothing else. With `dynamic`, an update whose gradients overflowed
+    is skipped and the factor halved; after `growth_steps` good ones it doubles.
+    """
+
+    factor: float = 1.0
+    dynamic: bool = False
+    growth_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        mantissa = abs(self.factor).hex().partition("0x1.")[2].partition("p")[0].strip("0")
+        if self.factor <= 0 or mantissa:
+            raise SpecError(f"loss_scale: got {self.factor}, expected a power of two")
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """The arithmetic of a whole training run: rules (first match wins), a name and the loss scale.
+
+    `uncovered` says what happens to a function that hwsim does not know: ``error``, or ``float32`` to run it as torch
+    does and list it in the results.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    loss_scale: LossScale = LossScale()
+    uncovered: str = "error"
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise SpecError(f"plan {self.name!r}: rules: got none, expected at least one")
+        if self.uncovered not in ("error", "float32"):
+            raise SpecError(f"plan {self.name!r}: uncovered: got {self.uncovered!r}, expected 'error' or 'float32'")
+        object.__setattr__(self, "rules", tuple(self.rules))
+
+    @classmethod
+    def uniform(
+        cls,
+        forward: str | NumberFormat = "float32",
+        backward: str | NumberFormat | None = None,
+        accumulator: str | NumberFormat = "float32",
+        *,
+        rounding: str = "nearest_even",
+        overflow: str = "native",
+        order: str = "sequential",
+        stored: str | NumberFormat | None = None,
+        optimizer_state: str | NumberFormat = "float32",
+        master_weight: str | NumberFormat = "float32",
+        loss_scale: float = 1.0,
+        name: str | None = None,
+    ) -> PrecisionPlan:
+        """Return the plan that treats every layer alike.
+
+        GEMMs read inputs and weights in `forward`, gradients in `backward` (default: as forward) and sum in
+        `accumulator` by `order`. What leaves a GEMM stays in the accumulator's format (`stored` says otherwise)
+        until a GEMM reads it again. Weights and optimizer states are float32 unless given. `rounding` and `overflow`
+        hold for the casts of operands, and `overflow` for the accumulator too.
+
+        >>> str(PrecisionPlan.uniform(forward="float8_e4m3fn", backward="float8_e5m2", accumulator="bfloat16"))
+        'float8_e4m3fn/float8_e5m2 accumulated in bfloat16'
+        """
+        forward, accumulator = parse_format(forward), parse_format(accumulator)
+        backward = forward if backward is None else parse_format(backward)
+        resting = parse_format(stored) if stored is not None else travels_as_float32(accumulator)
+        mac = MacSpec(accumulator=accumulator, overflow=overflow, order=order)
+
+        def operand(number: NumberFormat) -> Cast:
+            return Cast(number, rounding=rounding, overflow=overflow)
+
+        casts = {
+            "input": operand(forward),
+            "weight": operand(forward),
+            "gradient": operand(backward),
+            "activation": Cast(resting, overflow=overflow),
+            "activation_gradient": Cast(resting, overflow=overflow),
+            "optimizer_state": Cast(optimizer_state),
+            "master_weight": Cast(master_weight),
+        }
+        title = name or f"{forward}/{backward} accumulated in {accumulator}"
+        return cls(title, (Rule("*", casts, dict.fromkeys(GEMMS, mac)),), LossScale(loss_scale))
+
+    def layer(self, path: str) -> LayerPrecision:
+        """Return what the layer uses. Raises SpecError when no rule matches it."""
+        for rule in self.rules:
+            if rule.matches(path):
+                return LayerPrecision(path, rule)
+        patterns = ", ".join(repr(rule.layers) for rule in self.rules)
+        raise SpecError(
+            f"plan {self.name!r}: no rule matches layer {path!r}; the patterns are {patterns} (end with '*' for the rest)"
+        )
+
+    def check(self, layers: Iterable[str]) -> None:
+        """Check the rules against all layer paths of a network. Raises SpecError for unmatched ones and unused rules."""
+        paths = tuple(layers)
+        used = {id(self.layer(path).rule) for path in paths}
+        problems = [
+            f"plan {self.name!r}: rules[{index}].layers: pattern {rule.layers!r} is used by no layer; "
+            f"the layers are {', '.join(paths)}"
+            for index, rule in enumerate(self.rules)
+            if id(rule) not in used
+        ]
+        if problems:
+            raise SpecError(*problems)
+
+    def with_loss_scale(self, factor: float, dynamic: bool = False) -> PrecisionPlan:
+        """Return the same plan with another loss scale."""
+        return replace(self, loss_scale=LossScale(factor, dynamic))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check_keys(field_name: str, given: Mapping[str, object], allowed: tuple[str, ...]) -> None:
+    """Raise SpecError for the first key that is not allowed, with the nearest one that is."""
+    for key in given:
+        if key not in allowed:
+            near = get_close_matches(key, allowed, 1)
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            raise SpecError(f"{field_name}.{key}: unknown, expected one of {', '.join(allowed)}{hint}")
+
+
+@cache
+def is_float32(number: NumberFormat) -> bool:
+    """Return whether a cast to this format changes nothing, because every tensor travels as float32."""
+    return number == parse_format("float32")
+
+
+def travels_as_float32(number: NumberFormat) -> NumberFormat:
+    """Return the format itself if float32 holds all its values, else float32 (contracts A1)."""
+    exact = number.bits <= (32 if isinstance(number, FloatingPoint) else 24)
+    return number if exact else parse_format("float32")

@@ -1,0 +1,89 @@
+"""Top-k backpropagation: which part of a gradient is passed on.
+
+Sun et al., "meProp", ICML 2017 (arXiv 1706.06197): of the gradient at the output of a linear map only the k entries
+of largest magnitude are kept, so grad_input and grad_weight shrink; the bias gradient and every element-wise function
+keep the full one. Zhang et al., arXiv 1905.10194, remember what was dropped and add it to the next gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from hwsim.errors import SpecError
+
+
+@dataclass(frozen=True)
+class SparseBackprop:
+    """How the gradient at each layer's output is thinned before the two backward GEMMs.
+
+    Give `k` (how many slices are kept) or `fraction` (the share kept, at least one), never both. ``rank_over``:
+    ``example`` ranks each row by itself, ``batch`` keeps one set of columns for all rows, ranked by the sum of
+    magnitudes. ``unit``: an ``element``, or for convolutions a whole ``channel``. ``score``: ``magnitude``, or
+    ``random`` as the papers' control. ``rank``: magnitudes ``before_cast`` or ``after_cast`` of the gradient to its
+    GEMM format. ``memory``: eta of memorized backprop, 0 for none. ``layers``: patterns of the layers it acts on;
+    ``output_layer``: whether the last layer is among them (the authors' code leaves it out). ``schedule`` replaces k
+    or fraction from given epochs on, for example ``((0, 0.5), (3, 0.05))``.
+    """
+
+    k: int | None = None
+    fraction: float | None = None
+    rank_over: str = "example"
+    unit: str = "element"
+    score: str = "magnitude"
+    memory: float = 0.0
+    layers: tuple[str, ...] = ("*",)
+    output_layer: bool = False
+    rank: str = "before_cast"
+    schedule: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "schedule", tuple((int(epoch), value) for epoch, value in self.schedule))
+        problems = []
+        if (self.k is None) == (self.fraction is None):
+            came = "both" if self.k is not None else "neither"
+            problems.append(f"sparse: got {came} k and fraction, expected exactly one of them")
+        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
+            problems.append(f"sparse.k: got {self.k!r}, expected a whole number of 1 or more")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            problems.append(f"sparse.fraction: got {self.fraction!r}, expected a share in (0, 1]")
+        if not 0 <= self.memory < 1:
+            problems.append(f"sparse.memory: got {self.memory!r}, expected 0 (no memory) up to but not including 1")
+        for field_name, allowed in CHOICES.items():
+            if getattr(self, field_name) not in allowed:
+                expected = " or ".join(repr(a) for a in allowed)
+                problems.append(f"sparse.{field_name}: got {getattr(self, field_name)!r}, expected {expected}")
+        if problems:
+            raise SpecError(*problems)
+
+    def covers(self, layer: str) -> bool:
+        """Return whether the layer path matches one of the patterns (the output layer is the caller's matter)."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.layers)
+
+    def kept(self, extent: int, epoch: int = 0) -> int:
+        """Return how many of `extent` slices are kept in this epoch; `extent` itself means: no selection at all."""
+        amount: float | None = self.k if self.fraction is None else self.fraction
+        for start, value in self.schedule:
+            if epoch >= start:
+                amount = value
+        assert amount is not None  # checked when made
+        count = int(amount) if self.fraction is None else max(1, round(amount * extent))
+        return min(count, extent)
+
+    def __str__(self) -> str:
+        amount = f"k={self.k}" if self.fraction is None else f"{self.fraction:.2%}"
+        extras = [amount, f"over {self.rank_over}"]
+        extras += [self.unit] if self.unit != "element" else []
+        extras += [self.score] if self.score != "magnitude" else []
+        extras += [f"memory {self.memory}"] if self.memory else []
+        return f"top-k ({', '.join(extras)})"
+
+
+CHOICES = {
+    "rank_over": ("example", "batch"),
+    "unit": ("element", "channel"),
+    "score": ("magnitude", "random"),
+    "rank": ("before_cast", "after_cast"),
+}

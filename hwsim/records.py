@@ -6,16 +6,13 @@ over the ops of a record and are derived, never stored beside them.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from hwsim.spec import Spec
-
-Bound = Literal["low", "nominal", "high"]
-"""Which end of the price ranges an energy is computed with (contracts C: always a range)."""
-
-Share = float
+from hwsim.spec import Spec, field_problem
+from hwsim.training.result import TrainingSummary
 
 
 class Configuration(Spec):
@@ -32,62 +29,33 @@ class Configuration(Spec):
     """Everything that the experiment file and its defaults say about it."""
 
 
-class SparseStatistics(Spec):
-    """What top-k kept of one layer's gradient: shares in [0, 1], means over the recorded steps."""
-
-    layer: str
-    extent: int
-    """How many positions there are to choose from."""
-    kept_share: float
-    """Kept positions a row, over `extent`."""
-    union_share: float
-    """Positions that at least one row of the batch kept, over `extent`: the rows of weights that are touched."""
-    norm_share: float | None = None
-    """Kept part of the gradient's sum of squares; None: not recorded."""
-    example_overlap: float | None = None
-    """Mean intersection over union between two rows of one batch; None: not recorded, or ranked over the batch."""
-    step_overlap: float | None = None
-    """Intersection over union of the unions of neighboring recorded steps; None: fewer than two steps."""
-
-
 class TrialRecord(Spec):
     """One configuration trained with one seed."""
 
     key: str
     """Hash of all that determines this trial."""
     configuration: str
-    seed: int
-    outcome: Literal["finished", "diverged"]
-    """diverged: the loss stopped being finite; accuracies are those of the selected epoch before, if any."""
-    test_accuracy: float | None
-    """Test accuracy (a share) of the selected epoch: the one of best dev accuracy, unless the recipe says last."""
-    dev_accuracy: float | None
-    selected_epoch: int | None
-    steps: int
-    """Optimizer updates made."""
-    curves: dict[str, tuple[float | None, ...]]
-    """One entry per evaluation, all of one length. "step" counts the updates made so far; others are "epoch",
-    "train_loss", "dev_accuracy", "test_accuracy" and so on. None stands where a value was not finite."""
-    counters: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Arithmetic events by place ("fc1.grad_weight"): swamped, overflow, underflow and the like."""
-    sparse: tuple[SparseStatistics, ...] = ()
+    training: TrainingSummary
+    """What training found: accuracies, curves, counters, hashes."""
     arrays: dict[str, str] = Field(default_factory=dict)
     """Files beside the record, by what they hold; names relative to the results' folder."""
-    backends: tuple[str, ...] = ()
-    wall_s: float = 0.0
-    hashes: dict[str, str] = Field(default_factory=dict)
-    """Data, initial weights, trace: whatever was hashed, by name."""
 
     @model_validator(mode="after")
-    def _curves_agree(self) -> TrialRecord:
-        lengths = {name: len(values) for name, values in self.curves.items()}
+    def _is_plottable(self) -> TrialRecord:
+        lengths = {name: len(values) for name, values in self.training.curves.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"curves have different lengths: {lengths}")
-        if self.curves and "step" not in self.curves:
-            raise ValueError("curves need 'step', the updates made before each evaluation")
-        if not all(name.strip() and not name.startswith(("/", "..")) for name in self.arrays.values()):
-            raise ValueError("arrays are named relative to the results' folder")
+            raise field_problem("training.curves", f"got lengths {lengths}, expected one length for all")
+        if lengths and "step" not in lengths:
+            raise field_problem("training.curves", "'step' is missing, expected the updates before each evaluation")
+        for name, file in self.arrays.items():
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                raise field_problem(f"arrays.{name}", f"got {file!r}, expected a name inside the results' folder")
         return self
+
+    @property
+    def seed(self) -> int:
+        """Seed of the trial."""
+        return self.training.seed
 
 
 class EnergyRange(Spec):

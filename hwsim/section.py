@@ -65,18 +65,22 @@ class Series(Spec):
     """band draws the area between low and high with y as its middle line."""
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    x_low: tuple[float | None, ...] = ()
+    x_high: tuple[float | None, ...] = ()
     labels: tuple[str, ...] = ()
     """What the pointer shows at each point, for example the shape of the GEMM."""
     color: str | None = None
-    """A configuration's name, to wear its color; None takes the next color of the figure."""
+    """Name of a configuration, a pass or a component, to wear its color; None takes the next color of the figure."""
+    marker: Literal["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"] | None = None
+    """None takes the next one of the figure, so that color is never the only difference."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Series:
-        for field in ("y", "low", "high", "labels"):
+        for field in ("y", "low", "high", "x_low", "x_high", "labels"):
             values = getattr(self, field)
             if len(values) != len(self.x) and (values or field == "y"):
                 raise ValueError(f"{field} has {len(values)} entries, expected {len(self.x)} (as many as x)")
-        if bool(self.low) != bool(self.high):
+        if bool(self.low) != bool(self.high) or bool(self.x_low) != bool(self.x_high):
             raise ValueError("low and high belong together: give both or neither")
         if self.style == "band" and not self.low:
             raise ValueError("style 'band' needs low and high")
@@ -92,7 +96,7 @@ class ReferenceLine(Spec):
 
 
 class Figure(Spec):
-    """Series over two axes. Bars may lie (names down the side) and may be stacked."""
+    """Series over two axes. Bars may be stacked, and may lie: their names (x) then run down the side."""
 
     title: str
     x: Axis

@@ -198,8 +198,8 @@ def summarize(
 
 def steps_to(trial: TrialRecord, target: float) -> float | None:
     """Updates before the first evaluation whose dev accuracy reaches `target`; None if none does."""
-    steps = trial.curves.get("step", ())
-    accuracies = trial.curves.get("dev_accuracy", ())
+    steps = trial.training.curves.get("step", ())
+    accuracies = trial.training.curves.get("dev_accuracy", ())
     for step, accuracy in zip(steps, accuracies, strict=False):
         if step is not None and accuracy is not None and accuracy >= target:
             return step
@@ -225,7 +225,7 @@ def step_cost(record: SimulationRecord, machine: Machine) -> Cost:
 def _target(trials: Sequence[TrialRecord], baseline: str | None, stated: float | None) -> tuple[float | None, str]:
     if stated is not None:
         return stated, "stated by the experiment"
-    found = Spread.of(t.dev_accuracy for t in trials if t.configuration == baseline and t.dev_accuracy is not None)
+    found = Spread.of(t.training.dev_accuracy for t in trials if t.configuration == baseline and t.training.dev_accuracy is not None)
     if found is None:
         return None, "no target: the baseline has no dev accuracy"
     return max(found.mean - DEFAULT_TARGET_MARGIN, 0.0), (
@@ -237,19 +237,19 @@ def _accuracy_row(
     configuration: Configuration, trials: Sequence[TrialRecord], baseline: str | None, target: float | None
 ) -> AccuracyRow:
     ours = [trial for trial in trials if trial.configuration == configuration.name]
-    theirs = {t.seed: t.test_accuracy for t in trials if t.configuration == baseline}
+    theirs = {t.seed: t.training.test_accuracy for t in trials if t.configuration == baseline}
     differences = []
     for trial in ours:
         rival = theirs.get(trial.seed)
-        if configuration.name != baseline and rival is not None and trial.test_accuracy is not None:
-            differences.append(trial.test_accuracy - rival)
+        if configuration.name != baseline and rival is not None and trial.training.test_accuracy is not None:
+            differences.append(trial.training.test_accuracy - rival)
     reached = [] if target is None else [s for trial in ours if (s := steps_to(trial, target)) is not None]
     return AccuracyRow(
         configuration=configuration,
         trials=len(ours),
-        diverged=sum(trial.outcome == "diverged" for trial in ours),
-        test_accuracy=Spread.of(t.test_accuracy for t in ours if t.test_accuracy is not None),
-        dev_accuracy=Spread.of(t.dev_accuracy for t in ours if t.dev_accuracy is not None),
+        diverged=sum(trial.training.outcome == "diverged" for trial in ours),
+        test_accuracy=Spread.of(t.training.test_accuracy for t in ours if t.training.test_accuracy is not None),
+        dev_accuracy=Spread.of(t.training.dev_accuracy for t in ours if t.training.dev_accuracy is not None),
         difference=Spread.of(differences),
         steps_to_target=Spread.of(reached),
         reached_target=len(reached),

@@ -1,3 +1,75 @@
-"""hwsim: train real networks in emulated arithmetic, and cost the same steps on an accelerator model."""
+"""hwsim: train real networks in emulated arithmetic, and cost the same steps on an accelerator model.
+
+The public names are loaded when first used, so that ``import hwsim`` costs nothing that a program does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hwsim.arithmetic.mac import MacSpec as MacSpec
+    from hwsim.arithmetic.named import parse_format as parse_format
+    from hwsim.arithmetic.storage import Cast as Cast
+    from hwsim.catalog import (
+        load_accelerator as load_accelerator,
+        load_experiment as load_experiment,
+        load_model as load_model,
+    )
+    from hwsim.errors import HwsimError as HwsimError, SpecError as SpecError, UnsupportedError as UnsupportedError
+    from hwsim.pipeline import run as run
+    from hwsim.simulation.engine import simulate as simulate
+    from hwsim.training.plan import PrecisionPlan as PrecisionPlan
+    from hwsim.training.sparse import SparseBackprop as SparseBackprop
+    from hwsim.workload import Workload as Workload
+
+# name -> the module that defines it
+_HOME = {
+    # what a number is, and sums of them
+    "Cast": "hwsim.arithmetic.storage",
+    "MacSpec": "hwsim.arithmetic.mac",
+    "named_mac": "hwsim.arithmetic.mac",
+    "parse_format": "hwsim.arithmetic.named",
+    # on tensors
+    "backend": "hwsim.kernels.backends",
+    "decode": "hwsim.kernels",
+    "encode": "hwsim.kernels",
+    "matmul": "hwsim.kernels",
+    "quantize": "hwsim.kernels",
+    "select_topk": "hwsim.kernels",
+    # training
+    "PrecisionPlan": "hwsim.training.plan",
+    "SparseBackprop": "hwsim.training.sparse",
+    "emulate": "hwsim.training.emulation",
+    "emulated": "hwsim.training.emulation",
+    "train": "hwsim.training.loop",
+    # machines
+    "Workload": "hwsim.workload",
+    "simulate": "hwsim.simulation.engine",
+    # files, and the whole path
+    "load_accelerator": "hwsim.catalog",
+    "load_experiment": "hwsim.catalog",
+    "load_model": "hwsim.catalog",
+    "run": "hwsim.pipeline",
+    # errors
+    "HwsimError": "hwsim.errors",
+    "SpecError": "hwsim.errors",
+    "UnsupportedError": "hwsim.errors",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names stand in the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hwsim' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

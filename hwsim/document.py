@@ -39,6 +39,11 @@ class Document:
         return None
 
 
+def is_path(name: str) -> bool:
+    """Whether a name in a file means a file of the user's own: it has a slash or a file's ending."""
+    return "/" in name or name.endswith((".py", ".yaml", ".yml", ".json", ".csv"))
+
+
 def describe_field(place: Place) -> str:
     """Write a place as users do: ``memories[1].bytes_per_cycle``."""
     text = ""
@@ -67,8 +72,8 @@ def parse_yaml(text: str, file: str | None = None) -> Document:
     Raises:
         SpecError: the text is not YAML, or says something that JSON could not (see the module's docstring).
     """
-    from ruamel.yaml import YAML  # noqa: PLC0415 - only file readers pay for it
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415
+    from ruamel.yaml import YAML  # only file readers pay for it
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     yaml = YAML(typ="safe", pure=True)
     try:

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from hwsim.arithmetic.mac import MacSpec, parse_mac
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.arithmetic.rounding import Rounding
 from hwsim.arithmetic.storage import Cast
-from hwsim.document import Document, locate_json, parse_json, parse_yaml, read_text
+from hwsim.document import Document, Place, locate_json, parse_json, parse_yaml, read_text
 from hwsim.errors import SpecError
 from hwsim.spec_errors import describe_problems, near
 
@@ -44,6 +45,7 @@ class Spec(BaseModel):
     )
 
     SCHEMA: ClassVar[str | None] = None  # "experiment/1" on the model of a whole file
+    DESCRIBED_BY: ClassVar[type[Spec] | None] = None  # the model that says what plain data in this one's fields means
 
     def __init__(self, **values: Any) -> None:
         values = {key: _tuples(value) for key, value in values.items()}
@@ -64,9 +66,17 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def field_problem(field: str, message: str) -> PydanticCustomError:
+def field_problem(field: str | Place, message: str) -> PydanticCustomError:
     """Build the error of a rule between fields, so that the message points at `field` (dots lead deeper)."""
     return PydanticCustomError("field_problem", "{message}", {"field": field, "message": message})
+
+
+def field_problems(problems: Iterable[tuple[Place, str]]) -> ValidationError:
+    """Build the error of several broken rules, each pointing at its own place below the model that raises it."""
+    details: list[InitErrorDetails] = [
+        {"type": field_problem(place, message), "loc": (), "input": None} for place, message in problems
+    ]
+    return ValidationError.from_exception_data("Spec", details)
 
 
 def load_yaml(source: Path | str, model: type[Model], *, file: str | None = None) -> Model:
@@ -95,7 +105,7 @@ def load_json(source: Path | str, model: type[Model], *, file: str | None = None
 
 def dump_yaml(value: Spec) -> str:
     """Write a Spec as the YAML text that `load_yaml` reads back to an equal value (defaults written out)."""
-    from ruamel.yaml import YAML  # noqa: PLC0415
+    from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt", pure=True)
     yaml.default_flow_style = False

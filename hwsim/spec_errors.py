@@ -21,8 +21,9 @@ _UNIT_SUFFIXES = (
 )  # fmt: skip
 _NUMBER_WITH_UNIT = re.compile(r"\s*([-+]?\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z%/µ²]+[\w/ %²]*)?\s*")
 _PLAIN_TYPES = {
-    "int": "a whole number", "float": "a number", "str": "text", "string": "text", "bool": "true or false", "list": "a list",
-    "tuple": "a list", "dict": "a mapping (key: value)", "model": "a mapping (key: value)", "none": "nothing (null)",
+    "int": "a whole number", "float": "a number", "str": "text", "string": "text", "bool": "true or false",
+    "list": "a list", "tuple": "a list", "dict": "a mapping (key: value)", "model": "a mapping (key: value)",
+    "none": "nothing (null)",
 }  # fmt: skip
 
 
@@ -39,19 +40,20 @@ def near(word: str, allowed: Iterable[str]) -> str:
 
 def describe_problems(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """One line per bad value, in file order: ``file:line: field: got X, expected Y. Did you mean Z?``."""
+    lines = []
+    for place, message in findings_of(error, model, document.data):
+        line = document.line(place)
+        lines.append((line or 0, describe_place(document.file, line, describe_field(place), message)))
+    return list(dict.fromkeys(text for _, text in sorted(lines, key=lambda pair: pair[0])))
+
+
+def findings_of(error: ValidationError, model: type[BaseModel], data: Any) -> list[tuple[Place, str]]:
+    """Place and message of every bad value; `data` is what was checked against `model`."""
     findings: dict[Place, list[tuple[Place, Mapping[str, Any]]]] = {}
     for found in error.errors(include_url=False):
-        place, tags = _split_tags(tuple(found["loc"]), document.data, found["type"] == "missing")
-        findings.setdefault(place, []).append((tags, found))
-    kept = _one_per_value(findings)
-    lines = []
-    for place, found_here in kept.items():
-        inner = _inner_place(found_here[0])
-        where = (*place, *inner)
-        line = document.line(where)
-        text = describe_place(document.file, line, describe_field(where), _message(place, found_here, model))
-        lines.append((line or 0, text))
-    return list(dict.fromkeys(text for _, text in sorted(lines, key=lambda pair: pair[0])))
+        place, tags = _split_tags(tuple(found["loc"]), data, found["type"] == "missing")
+        findings.setdefault((*place, *_inner_place(found)), []).append((tags, found))
+    return [(place, _message(place, found, model)) for place, found in _one_per_value(findings).items()]
 
 
 def _split_tags(loc: Place, data: Any, missing: bool) -> tuple[Place, Place]:
@@ -87,7 +89,8 @@ def _one_per_value(
 
 def _inner_place(found: Mapping[str, Any]) -> Place:
     if found["type"] == "field_problem":
-        return tuple(found["ctx"]["field"].split(".")) if found["ctx"]["field"] else ()
+        field = found["ctx"]["field"]
+        return tuple(field) if not isinstance(field, str) else tuple(field.split(".")) if field else ()
     return ()
 
 
@@ -222,9 +225,10 @@ def _annotations_at(place: Place, model: type[BaseModel]) -> list[Any]:
             origin = get_origin(annotation)
             arguments = [argument for argument in get_args(annotation) if argument is not Ellipsis]
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                for name, field in annotation.model_fields.items():
-                    if part in (name, field.alias):
-                        found += _unwrap(field.annotation)
+                for member in (annotation, getattr(annotation, "DESCRIBED_BY", None)):
+                    for name, field in member.model_fields.items() if member else ():
+                        if part in (name, field.alias):
+                            found += _unwrap(field.annotation)
             elif origin in (list, tuple, Sequence) and isinstance(part, int) and arguments:
                 found += _unwrap(arguments[0] if len(arguments) == 1 else arguments[min(part, len(arguments) - 1)])
             elif origin in (dict, Mapping) and len(arguments) == 2:

@@ -115,7 +115,8 @@ class Fused:
         if not isinstance(self.output.format, FloatingPoint):
             raise SpecError(f"order fused: got output {self.output}, expected a float format")
         if self.groups not in (1, 2) or self.addend not in ("first", "last"):
-            raise SpecError(f"order fused: got groups {self.groups}, addend {self.addend!r}, expected 1 or 2, first or last")
+            got = f"groups {self.groups}, addend {self.addend!r}"
+            raise SpecError(f"order fused: got {got}, expected groups 1 or 2, addend first or last")
 
     def __str__(self) -> str:
         text = f"fused({self.terms}, {self.fraction_bits}, {self.output}"
@@ -159,7 +160,8 @@ def parse_order(text: str | Order) -> Order:
     plain = [p for p in parts if "=" not in p]
     named = dict(p.split("=", 1) for p in parts if "=" in p)
     if not 2 <= len(plain) <= 3 or set(named) - {"groups", "addend"}:
-        raise SpecError(f"order: got {text!r}, expected fused(terms, fraction bits, output cast, groups=1, addend=first)")
+        form = "fused(terms, fraction bits, output cast, groups=1, addend=first)"
+        raise SpecError(f"order: got {text!r}, expected {form}")
     output = Cast.parse(plain[2]) if len(plain) == 3 else Cast("float32", "toward_zero")
     return Fused(
         _integer(plain[0], text),
@@ -274,7 +276,7 @@ def parse_mac(text: str | MacSpec) -> MacSpec:
     if text.split(".")[0] in {name.split(".")[0] for name in named_macs()}:
         return named_mac(text)
     first, *rest = split_commas(text)
-    given = dict(p.split("=", 1) if "=" in p else (p, "") for p in rest)
+    given = {key: value for key, _, value in (p.partition("=") for p in rest)}
     unknown = [k for k in given if k not in ("product", "order")]
     if unknown:
         raise SpecError(f"mac {text!r}: got {unknown[0]!r}, expected product=... or order=... after the accumulator")

@@ -15,18 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
+from typing import Any
 
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NanCodes, NumberFormat, ScaleRule
 from hwsim.errors import SpecError
 
-_IEEE = {"nan": NanCodes.TOP_EXPONENT, "infinities": True, "negative_zero": True}
-_FN = {"nan": NanCodes.ALL_ONES, "infinities": False, "negative_zero": True}
-_FNUZ = {"nan": NanCodes.NEGATIVE_ZERO, "infinities": False, "negative_zero": False}
-_FINITE = {"nan": NanCodes.NONE, "infinities": False, "negative_zero": True}
+_IEEE: dict[str, Any] = {"nan": NanCodes.TOP_EXPONENT, "infinities": True, "negative_zero": True}
+_FN: dict[str, Any] = {"nan": NanCodes.ALL_ONES, "infinities": False, "negative_zero": True}
+_FNUZ: dict[str, Any] = {"nan": NanCodes.NEGATIVE_ZERO, "infinities": False, "negative_zero": False}
+_FINITE: dict[str, Any] = {"nan": NanCodes.NONE, "infinities": False, "negative_zero": True}
 _FAMILIES = {"": _IEEE, "fn": _FN, "fnuz": _FNUZ, "finite": _FINITE}
 
 #        name                   exp man bias  special values
-FLOATS: tuple[tuple[str, int, int, int, dict], ...] = (
+FLOATS: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
     ("float64",                 11, 52, 1023, _IEEE),
     ("float32",                  8, 23, 127, _IEEE),
     ("tf32",                     8, 10, 127, _IEEE | {"container_bits": 32}),
@@ -73,7 +74,7 @@ GRAMMARS = "eXmY, eXmYb<bias>fn, fixedW.F, ufixedW.F, intN, uintN, binary8p3, bf
 
 @cache
 def named_formats() -> Mapping[str, NumberFormat]:
-    """Return every format that has a row, by canonical name, in the order of the tables; integers of common widths too."""
+    """Return every format that has a row, by canonical name, in the order of the tables, and the usual integers."""
     formats: dict[str, NumberFormat] = {}
     for name, exponent, mantissa, bias, special in FLOATS:
         formats[name] = FloatingPoint(name, exponent, mantissa, bias, **special)
@@ -137,7 +138,8 @@ def _float(text: str) -> NumberFormat | None:
         return None
     exponent, mantissa, family = int(match[1]), int(match[2]), match[4] or ""
     if not (2 <= exponent <= 8 and 1 <= mantissa <= 23):
-        raise SpecError(f"format {text}: got {exponent} exponent and {mantissa} mantissa bits, expected 2 to 8 and 1 to 23")
+        got = f"{exponent} exponent and {mantissa} mantissa bits"
+        raise SpecError(f"format {text}: got {got}, expected 2 to 8 and 1 to 23")
     standard = (1 << (exponent - 1)) - (family != "fnuz")
     bias = standard if match[3] is None else int(match[3])
     name = f"e{exponent}m{mantissa}" + (f"b{bias}" if bias != standard else "") + family

@@ -304,7 +304,8 @@ class BlockScaled:
                 "power-of-two scales go with floor or round_up, others with two_level"
             )
         if not self.element.signed or carrier_of(self.element) != "float32" or self.element.bits > 24:
-            raise SpecError(f"format {self.name}: got elements of {self.element}, expected a signed format of 24 bits at most")
+            got = f"elements of {self.element}"
+            raise SpecError(f"format {self.name}: got {got}, expected a signed format of 24 bits at most")
 
     def __str__(self) -> str:
         return self.name

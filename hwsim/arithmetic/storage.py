@@ -37,7 +37,7 @@ class Cast:
 
     def __init__(
         self,
-        format: str | NumberFormat,  # noqa: A002 (the word users type)
+        format: str | NumberFormat,
         rounding: str | Rounding = "nearest_even",
         overflow: str | Overflow = "native",
         nan: str | NanRule = "error",
@@ -52,7 +52,8 @@ class Cast:
         if self.overflow is Overflow.WRAP and not isinstance(self.format, FixedPoint):
             raise SpecError(f"overflow: got wrap for {self.format}, expected a fixed-point or integer format")
         if isinstance(self.format, BlockScaled) and self.overflow is Overflow.ERROR:
-            raise SpecError(f"overflow: got error for {self.format}, expected native or saturate (block elements saturate)")
+            expected = "native or saturate (block elements saturate)"
+            raise SpecError(f"overflow: got error for {self.format}, expected {expected}")
 
     def __str__(self) -> str:
         parts = [str(self.format)]
@@ -95,7 +96,7 @@ class Cast:
             given[key] = value
         return cls(name, **given)
 
-    def with_format(self, format: str | NumberFormat) -> Cast:  # noqa: A002
+    def with_format(self, format: str | NumberFormat) -> Cast:
         """Return the same rules with another format."""
         return Cast(format, self.rounding, self.overflow, self.nan)
 

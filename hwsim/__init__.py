@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hwsim.arithmetic.mac import MacSpec as MacSpec
-    from hwsim.arithmetic.named import parse_format as parse_format
-    from hwsim.arithmetic.storage import Cast as Cast
+    from hwsim.arithmetic.mac import MacSpec
+    from hwsim.arithmetic.named import parse_format
+    from hwsim.arithmetic.storage import Cast
     from hwsim.catalog import (
-        load_accelerator as load_accelerator,
-        load_experiment as load_experiment,
-        load_model as load_model,
+        load_accelerator,
+        load_experiment,
+        load_model,
     )
-    from hwsim.errors import HwsimError as HwsimError, SpecError as SpecError, UnsupportedError as UnsupportedError
-    from hwsim.pipeline import run as run
-    from hwsim.simulation.engine import simulate as simulate
-    from hwsim.training.plan import PrecisionPlan as PrecisionPlan
-    from hwsim.training.sparse import SparseBackprop as SparseBackprop
-    from hwsim.workload import Workload as Workload
+    from hwsim.errors import HwsimError, SpecError, UnsupportedError
+    from hwsim.pipeline import run
+    from hwsim.simulation.engine import simulate
+    from hwsim.training.plan import PrecisionPlan
+    from hwsim.training.sparse import SparseBackprop
+    from hwsim.workload import Workload
 
 # name -> the module that defines it
 _HOME = {

@@ -6,13 +6,19 @@ over the ops of a record and are derived, never stored beside them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from hwsim.errors import SpecError
 from hwsim.spec import Spec, field_problem
 from hwsim.training.result import TrainingSummary
+
+if TYPE_CHECKING:  # drawing a page needs no accelerator and no simulator
+    from hwsim.hardware.accelerator import Accelerator
+    from hwsim.simulation.result import OpResult, SimulationResult
 
 
 class Configuration(Spec):
@@ -66,9 +72,7 @@ class EnergyRange(Spec):
     high: float = Field(ge=0)
 
     def __add__(self, other: EnergyRange) -> EnergyRange:
-        return EnergyRange(
-            low=self.low + other.low, nominal=self.nominal + other.nominal, high=self.high + other.high
-        )
+        return EnergyRange(low=self.low + other.low, nominal=self.nominal + other.nominal, high=self.high + other.high)
 
     def times(self, factor: float) -> EnergyRange:
         """Every end multiplied by `factor`."""
@@ -85,38 +89,57 @@ class SimulatedOp(Spec):
     layer: str
     phase: Literal["forward", "loss", "backward", "update"]
     kind: str
-    gemm: Literal["output", "grad_input", "grad_weight"] | None = None
+    gemm: Literal["", "output", "grad_input", "grad_weight"] = ""
     cycles: float = Field(ge=0)
-    """Its share of the makespan: the shares of all ops add up to the cycles of the step."""
+    """Its window of the makespan: the windows of all ops add up to the cycles of the step."""
+    ideal_cycles: float = Field(default=0.0, ge=0)
+    """Its useful MACs at the peak rate of all arrays in its formats."""
     stalls: dict[str, float] = Field(default_factory=dict)
-    """Idle cycles of the array by cause, within `cycles`."""
+    """Idle cycles of the arrays by cause, within `cycles`; the rest of the window they are busy."""
     macs: float = Field(default=0.0, ge=0)
-    """Multiply-accumulates that the math asks for (padding excluded)."""
+    """Useful multiply-accumulates: padding and pruned positions are not counted."""
     bytes: dict[str, float] = Field(default_factory=dict)
-    """Bytes moved by memory level, for example {"dram": 4096.0, "scratchpad": 65536.0}."""
+    """Bytes moved by memory, both directions; "dram" in whole bursts."""
     energy_pj: dict[str, EnergyRange] = Field(default_factory=dict)
-    """Energy by component, for example mac, scratchpad, dram, vector, select."""
+    """Energy by component, its share of the static energy included."""
+    launch_us: float = Field(default=0.0, ge=0)
+    """Launch or command time, outside the cycles."""
+    mapping: str = ""
+    """How the first recorded step was laid on the machine."""
 
 
 class Assumption(Spec):
-    """One number or rule that a result rests on, with where it comes from."""
+    """Something that a result rests on, with where it comes from."""
 
     what: str
-    value: str
     source: str
 
 
 class Machine(Spec):
-    """What the page needs to know of an accelerator: its roofs and its name."""
+    """What the page needs to know of an accelerator: its name, its clock, its roofs."""
 
     name: str
     description: str = ""
     clock_ghz: float = Field(gt=0)
+    """The running clock: sustained, where the machine states one."""
     peak_macs_per_cycle: dict[str, float] = Field(default_factory=dict)
     """Peak by operand format, all arrays together."""
     dram_bytes_per_cycle: float | None = None
+    """Achieved, in cycles of the running clock."""
     energy_table: str = ""
-    assumptions: tuple[Assumption, ...] = ()
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Machine:
+        """What the page needs to know of this accelerator."""
+        count = accelerator.arrays.count
+        return cls(
+            name=accelerator.name,
+            description=accelerator.description,
+            clock_ghz=float(accelerator.clock.running_ghz),
+            peak_macs_per_cycle={name: float(rate * count) for name, rate in accelerator.arrays.macs_per_cycle.items()},
+            dram_bytes_per_cycle=float(accelerator.dram_bytes_per_cycle),
+            energy_table=accelerator.energy.table,
+        )
 
 
 class SimulationRecord(Spec):
@@ -124,20 +147,94 @@ class SimulationRecord(Spec):
 
     configuration: str
     accelerator: str
-    work: Literal["trained", "dense"]
-    """trained: the step as it was recorded; dense: the same step, formats and machine without selection."""
+    work: Literal["trained", "dense", "zeros", "ideal"]
+    """trained: the step as it was recorded. Its rivals on the same machine, in the same formats: dense, without
+    selection; zeros, dense but skipping the zeros that ReLU leaves; ideal, top-k at no cost of selecting."""
     seed: int
     """The trial whose trace was simulated."""
+    engine: str = ""
+    clock_ghz: float = Field(gt=0)
     step_cycles: tuple[float, ...] = Field(min_length=1)
     """Cycles of each recorded step; their mean is the sum of the ops' cycles."""
     step_energy_pj: tuple[float, ...] = Field(min_length=1)
     """Nominal energy of each recorded step."""
-    overhead_us: float = 0.0
-    """Launch or command time a step, outside the cycles."""
+    peak_memory_bytes: float | None = None
+    """The largest sum of tensors alive at once."""
     ops: tuple[SimulatedOp, ...]
-    static_energy_pj: EnergyRange = NO_ENERGY
-    """Static energy over the makespan: it belongs to the step, not to an op."""
-    order: str = ""
-    """The accumulation order that the mapping implies."""
+    assumptions: tuple[Assumption, ...] = ()
     notes: tuple[str, ...] = ()
     """What the reader must know, such as a plan whose accumulation order is not this machine's."""
+    hashes: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, configuration: str, seed: int, work: str, result: SimulationResult) -> SimulationRecord:
+        """Condense a simulation result: each op's mean over the recorded steps.
+
+        Raises:
+            SpecError: the recorded steps do not hold the same ops.
+        """
+        ids = [op.id for op in result.ops]
+        for step in result.steps:
+            if [op.id for op in step.ops] != ids:
+                raise SpecError(
+                    f"{configuration} on {result.accelerator}: step {step.step} has other ops than the first"
+                )
+        return cls(
+            configuration=configuration,
+            accelerator=result.accelerator,
+            work=work,
+            seed=seed,
+            engine=result.engine,
+            clock_ghz=float(result.clock_ghz),
+            step_cycles=[float(step.cycles) for step in result.steps],
+            step_energy_pj=[float(step.energy_pj) for step in result.steps],
+            peak_memory_bytes=float(result.peak_memory_bytes),
+            ops=[_mean_op(ops) for ops in zip(*(step.ops for step in result.steps), strict=True)],
+            assumptions=[Assumption(what=what, source=source) for what, source in result.assumptions],
+            notes=list(result.notes),
+            hashes=dict(result.hashes),
+        )
+
+
+def _mean_op(ops: tuple[OpResult, ...]) -> SimulatedOp:
+    """One op over the recorded steps."""
+    count = len(ops)
+
+    def mean(value: Callable[[OpResult], float]) -> float:
+        return float(sum(value(op) for op in ops) / count)
+
+    def price(component: str, end: str) -> float:
+        return mean(lambda op: getattr(op.energy[component], end) if component in op.energy else 0.0)
+
+    return SimulatedOp(
+        id=ops[0].id,
+        layer=ops[0].layer,
+        phase=str(ops[0].phase),
+        kind=str(ops[0].kind),
+        gemm=str(ops[0].gemm),
+        cycles=mean(lambda op: op.cycles),
+        ideal_cycles=mean(lambda op: op.ideal_cycles),
+        stalls={
+            cause: cycles
+            for cause in _names(op.stalls for op in ops)
+            if (cycles := mean(lambda op, cause=cause: op.stalls.get(cause, 0.0)))  # type: ignore[misc]
+        },
+        macs=mean(lambda op: op.macs),
+        bytes={
+            memory: mean(lambda op, memory=memory: op.bytes[memory].total if memory in op.bytes else 0)  # type: ignore[misc]
+            for memory in _names(op.bytes for op in ops)
+        },
+        energy_pj={
+            component: EnergyRange(
+                low=price(component, "low"), nominal=price(component, "nominal"), high=price(component, "high")
+            )
+            for component in _names(op.energy for op in ops)
+        },
+        launch_us=mean(lambda op: op.launch_us),
+        mapping=ops[0].mapping,
+    )
+
+
+def _names(parts: Iterable[Mapping[str, object]]) -> list[str]:
+    """All keys, in the order they appear."""
+    return list(dict.fromkeys(name for part in parts for name in part))

@@ -116,7 +116,9 @@ class Results(Spec):
         simulated = {(s.configuration, s.accelerator) for s in self.simulations if s.work == "trained"}
         gaps = []
         for configuration in self.configurations:
-            missing = [seed for seed in _numbers(self.experiment.get("seeds")) if (configuration.name, seed) not in trained]
+            missing = [
+                seed for seed in _numbers(self.experiment.get("seeds")) if (configuration.name, seed) not in trained
+            ]
             if missing:
                 gaps.append(f"{configuration.name} has no trial with seed {', '.join(map(str, missing))}.")
             for machine in self.machines:

@@ -3,8 +3,7 @@
 Definitions, all derived from the records and nothing else:
 
 - A step's cycles, energy and bytes are means over the recorded steps of every simulated trial.
-- Static energy belongs to the makespan; a part of the step carries it in proportion to its cycles, so that the
-  parts add up to the whole.
+- Every op carries the static energy of its window of the makespan, so that parts add up to the whole.
 - The backward pass is every op of phase `backward`: selection, gather, scatter, element-wise work and reductions as
   well as the GEMMs. The backward GEMMs alone are `grad_input` and `grad_weight`.
 - Steps to the target is the number of updates before the first evaluation whose dev accuracy reaches it.
@@ -146,6 +145,8 @@ class CostRow:
     gain_backward: Gain | None
     gain_step: Gain | None
     """Gains of top-k over the dense step of the same formats."""
+    gain_over_zeros: Gain | None
+    """Whole step, against a dense machine that skips ReLU zeros; None if that rival was not simulated."""
     gain_over_baseline: Gain | None
     """Whole step, against the baseline configuration; None for the baseline."""
     gain_to_target: Gain | None
@@ -206,26 +207,25 @@ def steps_to(trial: TrialRecord, target: float) -> float | None:
     return None
 
 
-def part_cost(record: SimulationRecord, machine: Machine, part: Callable[[SimulatedOp], bool]) -> Cost:
-    """Cost of the ops that `part` picks, with their share of the static energy (by cycles)."""
+def part_cost(record: SimulationRecord, part: Callable[[SimulatedOp], bool]) -> Cost:
+    """Cost of the ops that `part` picks; the time includes their launch overhead."""
     ops = [op for op in record.ops if part(op)]
     cycles = sum(op.cycles for op in ops)
-    total = sum(op.cycles for op in record.ops)
-    energy = _sum_energy(value for op in ops for value in op.energy_pj.values())
-    share = cycles / total if total else 0.0
-    return Cost(cycles, cycles / machine.clock_ghz / 1e3, energy + record.static_energy_pj.times(share))
+    time_us = cycles / record.clock_ghz / 1e3 + sum(op.launch_us for op in ops)
+    return Cost(cycles, time_us, _sum_energy(price for op in ops for price in op.energy_pj.values()))
 
 
-def step_cost(record: SimulationRecord, machine: Machine) -> Cost:
-    """Cost of the whole step; its time includes the launch overhead."""
-    whole = part_cost(record, machine, lambda op: True)
-    return Cost(whole.cycles, whole.time_us + record.overhead_us, whole.energy_pj)
+def step_cost(record: SimulationRecord) -> Cost:
+    """Cost of the whole step."""
+    return part_cost(record, is_any)
 
 
 def _target(trials: Sequence[TrialRecord], baseline: str | None, stated: float | None) -> tuple[float | None, str]:
     if stated is not None:
         return stated, "stated by the experiment"
-    found = Spread.of(t.training.dev_accuracy for t in trials if t.configuration == baseline and t.training.dev_accuracy is not None)
+    found = Spread.of(
+        t.training.dev_accuracy for t in trials if t.configuration == baseline and t.training.dev_accuracy is not None
+    )
     if found is None:
         return None, "no target: the baseline has no dev accuracy"
     return max(found.mean - DEFAULT_TARGET_MARGIN, 0.0), (
@@ -261,17 +261,18 @@ def _cost_row(
 ) -> CostRow | None:
     here = [s for s in simulations if (s.configuration, s.accelerator) == (configuration.name, machine.name)]
     trained = [s for s in here if s.work == "trained"]
-    dense = [s for s in here if s.work == "dense"]
     if not trained:
         return None
 
-    def cost(records: Sequence[SimulationRecord], part: Callable[[SimulatedOp], bool]) -> Cost:
-        return _mean([part_cost(record, machine, part) for record in records])
+    def cost(work: str, part: Callable[[SimulatedOp], bool]) -> Cost | None:
+        records = [record for record in here if record.work == work]
+        return _mean([part_cost(record, part) for record in records]) if records else None
 
-    def gain(part: Callable[[SimulatedOp], bool]) -> Gain | None:
-        return Gain.of(cost(dense, part), cost(trained, part)) if dense else None
+    def gain(work: str, part: Callable[[SimulatedOp], bool]) -> Gain | None:
+        rival, ours = cost(work, part), cost("trained", part)
+        return Gain.of(rival, ours) if rival and ours else None
 
-    step = _mean([step_cost(record, machine) for record in trained])
+    step = _mean([step_cost(record) for record in trained])
     steps = accuracy.steps_to_target
     all_reached = steps is not None and accuracy.reached_target == accuracy.trials
     cycles = Spread.of(value for record in trained for value in record.step_cycles)
@@ -281,16 +282,22 @@ def _cost_row(
         accelerator=machine.name,
         step=step,
         step_cycles=cycles,
-        backward=cost(trained, is_backward),
-        backward_gemms=cost(trained, is_backward_gemm),
+        backward=_mean([part_cost(record, is_backward) for record in trained]),
+        backward_gemms=_mean([part_cost(record, is_backward_gemm) for record in trained]),
         to_target=step.times(steps.mean) if steps is not None and all_reached else None,
-        dense_step=_mean([step_cost(record, machine) for record in dense]) if dense else None,
-        gain_backward_gemms=gain(is_backward_gemm),
-        gain_backward=gain(is_backward),
-        gain_step=gain(lambda op: True),
+        dense_step=cost("dense", is_any),
+        gain_backward_gemms=gain("dense", is_backward_gemm),
+        gain_backward=gain("dense", is_backward),
+        gain_step=gain("dense", is_any),
+        gain_over_zeros=gain("zeros", is_any),
         gain_over_baseline=None,
         gain_to_target=None,
     )
+
+
+def is_any(op: SimulatedOp) -> bool:  # noqa: ARG001 - the whole step as a part
+    """Every op."""
+    return True
 
 
 def is_backward(op: SimulatedOp) -> bool:

@@ -86,7 +86,7 @@ class Rule:
         check_keys("casts", self.casts, CAST_KEYS)
         check_keys("macs", self.macs, MAC_KEYS)
         check_keys("scaling", self.scaling, SCALED_ROLES)
-        casts = {key: value if isinstance(value, Cast) else Cast(value) for key, value in self.casts.items()}
+        casts = {key: Cast.parse(value) for key, value in self.casts.items()}
         macs = {key: parse_mac(value) for key, value in self.macs.items()}
         scaling = {k: v if isinstance(v, Scaling) else Scaling(v) for k, v in self.scaling.items()}
         object.__setattr__(self, "casts", casts)
@@ -98,22 +98,24 @@ class Rule:
         return fnmatchcase(layer, self.layers)
 
 
-@dataclass(frozen=True, eq=False)
 class LayerPrecision:
     """What one layer uses: the rule that matched, with the float32 defaults filled in."""
 
-    layer: str
-    rule: Rule
+    def __init__(self, layer: str, rule: Rule) -> None:
+        self.layer = layer
+        self.rule = rule
+        casts = {key: None if is_float32(cast.format) else cast for key, cast in rule.casts.items()}
+        self._casts = {("", role): casts.get(role) for role in (*OPERAND_ROLES, *STORED_ROLES)}
+        self._casts |= {(g, r): casts.get(f"{g}.{r}", casts.get(r)) for g in GEMMS for r in OPERAND_ROLES}
+        self._macs = {key: rule.macs.get(key, FLOAT32_SUM) for key in MAC_KEYS}
 
-    def cast(self, role: str, gemm: str | None = None) -> Cast | None:
-        """Return how a tensor in this role is stored or read; None means float32, as it is."""
-        chosen = self.rule.casts.get(f"{gemm}.{role}") if gemm else None
-        chosen = self.rule.casts.get(role) if chosen is None else chosen
-        return None if chosen is None or is_float32(chosen.format) else chosen
+    def cast(self, role: str, gemm: str = "") -> Cast | None:
+        """Return how a tensor in this role is stored, or read by this GEMM; None means float32, as it is."""
+        return self._casts[gemm, role]
 
     def mac(self, key: str) -> MacSpec:
         """Return how one of the three GEMMs, or one of the other sums, adds up."""
-        return self.rule.macs.get(key, FLOAT32_SUM)
+        return self._macs[key]
 
     def scaling(self, role: str) -> Scaling | None:
         """Return how an operand in this role is scaled before its cast; None means not at all."""
@@ -188,6 +190,7 @@ class PrecisionPlan:
         backward = forward if backward is None else parse_format(backward)
         resting = parse_format(stored) if stored is not None else travels_as_float32(accumulator)
         mac = MacSpec(accumulator=accumulator, overflow=overflow, order=order)
+        at_rest = Cast(resting, overflow="native" if is_float32(resting) else overflow)
 
         def operand(number: NumberFormat) -> Cast:
             return Cast(number, rounding=rounding, overflow=overflow)
@@ -196,8 +199,8 @@ class PrecisionPlan:
             "input": operand(forward),
             "weight": operand(forward),
             "gradient": operand(backward),
-            "activation": Cast(resting, overflow=overflow),
-            "activation_gradient": Cast(resting, overflow=overflow),
+            "activation": at_rest,
+            "activation_gradient": at_rest,
             "optimizer_state": Cast(optimizer_state),
             "master_weight": Cast(master_weight),
         }
@@ -211,11 +214,12 @@ class PrecisionPlan:
                 return LayerPrecision(path, rule)
         patterns = ", ".join(repr(rule.layers) for rule in self.rules)
         raise SpecError(
-            f"plan {self.name!r}: no rule matches layer {path!r}; the patterns are {patterns} (end with '*' for the rest)"
+            f"plan {self.name!r}: no rule matches layer {path!r}; the patterns are {patterns} "
+            "(end with '*' for the rest)"
         )
 
     def check(self, layers: Iterable[str]) -> None:
-        """Check the rules against all layer paths of a network. Raises SpecError for unmatched ones and unused rules."""
+        """Check the rules against a network's layer paths. Raises SpecError for unmatched ones and unused rules."""
         paths = tuple(layers)
         used = {id(self.layer(path).rule) for path in paths}
         problems = [

@@ -1,0 +1,232 @@
+"""Emulating an untouched torch module: its forward runs under a mode that hands each function to us.
+
+    emulation = hwsim.emulate(network, plan)
+    with emulation:
+        loss = cross_entropy(network(inputs), targets)
+        loss.backward()
+
+The network is not edited, copied or subclassed. What the functions compute forward is ours, what autograd computes
+backward follows from it, so backward needs no mode; it stands inside the `with` so that the auditor watches it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hwsim.errors import SpecError, UnsupportedError
+from hwsim.training.audit import Auditor
+from hwsim.training.elementwise import computed, selected
+from hwsim.training.functions import OWN, PASSING, treatment
+from hwsim.training.plan import LayerPrecision, PrecisionPlan
+from hwsim.training.presets import parse_plan
+from hwsim.training.sparse import SparseBackprop
+from hwsim.training.step import Site, Step
+
+
+def emulate(
+    module: nn.Module, plan: PrecisionPlan | str, sparse: SparseBackprop | None = None, seed: int = 0
+) -> Emulation:
+    """Return the context in which `module`, and what is computed with it, follows the plan.
+
+    Raises:
+        SpecError: the plan has a rule that no layer uses (raised when the first forward pass is through).
+        UnsupportedError: the module is scripted, compiled or not float32, and why that cannot be emulated.
+    """
+    refuse_module(module)
+    return Emulation(parse_plan(plan), sparse, seed, module)
+
+
+def emulated(plan: PrecisionPlan | str, sparse: SparseBackprop | None = None, seed: int = 0) -> Emulation:
+    """Return the context in which every torch function follows the plan, for losses and code without a module."""
+    return Emulation(parse_plan(plan), sparse, seed, None)
+
+
+class Emulation:
+    """The context that `emulate` and `emulated` return. Each entry is one training step, unless `begin` said so.
+
+    `audit=False` leaves out the auditor, which costs some microseconds per torch operation.
+    """
+
+    def __init__(self, plan: PrecisionPlan, sparse: SparseBackprop | None, seed: int, module: nn.Module | None) -> None:
+        self.module = module
+        self.audit = True
+        self.auditor = Auditor(plan.uncovered)
+        self.step = Step(plan, sparse, seed, self.auditor)
+        self.step.number = -1
+        self._paths = {id(m): path for path, m in module.named_modules()} if module is not None else {}
+        self._precisions: dict[str, LayerPrecision] = {}
+        self._stack: list[tuple[str, bool]] = [("", False)]  # path, and whether a torch.nn module stands there
+        self._calls: dict[str, int] = {}
+        self._exits: list[ExitStack] = []
+        self._begun = False
+        self._checked = False
+
+    def begin(self, number: int, epoch: int = 0, domain: str = "train") -> None:
+        """Say which training step the next entry belongs to; stochastic rounding draws its bits by it."""
+        self.step.number, self.step.epoch, self.step.domain = number, epoch, domain
+        self._calls.clear()
+        self._begun = True
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run the module's forward in this context."""
+        if self.module is None:
+            raise SpecError("emulated(plan) has no module to call; use it as a context")
+        with self:
+            return self.module(*inputs, **named)
+
+    def __enter__(self) -> Emulation:
+        refuse_autocast()
+        if not self._exits and not self._begun:
+            self.begin(self.step.number + 1, self.step.epoch)
+        exits = ExitStack()
+        del self._stack[1:]
+        for register, hook in (
+            (nn.modules.module.register_module_forward_pre_hook, self._enter_module),
+            (nn.modules.module.register_module_forward_hook, self._leave_module),
+        ):
+            always = {"always_call": True} if hook == self._leave_module else {}
+            exits.callback(register(hook, **always).remove)  # type: ignore[operator]
+        if self.audit:
+            exits.enter_context(self.auditor)
+        exits.enter_context(_Mode(self))
+        self._exits.append(exits)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._exits.pop().close()
+        self._begun = False
+        if kind is None and not self._checked and self._precisions:
+            self._checked = True
+            self.step.plan.check(self._precisions)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Emulation]:
+        """Within it, forward passes draw random bits of their own domain and train nothing."""
+        step, calls, begun = (self.step.number, self.step.epoch, self.step.domain), dict(self._calls), self._begun
+        self.begin(step[0], step[1], "evaluate")
+        try:
+            with torch.no_grad(), self:
+                yield self
+        finally:
+            self.step.number, self.step.epoch, self.step.domain = step
+            self._calls, self._begun = calls, begun
+
+    @contextmanager
+    def at(self, path: str) -> Iterator[None]:
+        """Within it, bare functions belong to this layer path (the training loop's is ``loss``)."""
+        self._stack.append((path, True))
+        try:
+            yield
+        finally:
+            self._stack.pop()
+
+    def site(self, name: str) -> Site:
+        """Return where the function of this name, called now, stands.
+
+        A function that a torch.nn module calls has the module's path; a bare one has its module's path with its own
+        name and a number behind it.
+        """
+        path, is_leaf = self._stack[-1]
+        step = self.step
+        if not is_leaf:
+            bare = f"{path}.{name.strip('_')}" if path else name.strip("_")
+            path = f"{bare}_{self._count(bare)}"
+        precision = self._precisions.get(path)
+        if precision is None:
+            precision = self._precisions[path] = step.plan.layer(path)
+        return Site(path, self._count(path), precision, step, step.number)
+
+    def _count(self, key: str) -> int:
+        call = self._calls.get(key, 0)
+        self._calls[key] = call + 1
+        return call
+
+    def _enter_module(self, module: nn.Module, inputs: Any) -> None:
+        path = self._paths.get(id(module))
+        is_leaf = type(module).__module__.startswith("torch.nn.modules") and not any(module.children())
+        if path is None:
+            path = type(module).__name__.lower()
+        self._stack.append((path, is_leaf))
+
+    def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if len(self._stack) > 1:
+            self._stack.pop()
+
+
+class _Mode(TorchFunctionMode):
+    """Hands each torch function of the forward pass to its treatment."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        super().__init__()
+        self.emulation = emulation
+        self._treatments: dict[str, str] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Treat one function as `functions` says."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        kind = self._treatments.get(name)
+        if kind is None:
+            kind = self._treatments[name] = treatment(name)
+        if kind == "free":
+            result = func(*args, **kwargs)
+        else:
+            result = self._emulate(kind, name, func, args, kwargs)
+        return result
+
+    def _emulate(self, kind: str, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        emulation = self.emulation
+        site = emulation.site(name)
+        if kind == "own":
+            result = OWN[name](site, *args, **kwargs)
+        elif kind == "selecting" and name.rstrip("_") in PASSING:
+            result = func(*args, **kwargs)
+        elif kind == "selecting":
+            result = selected(site, func, args, kwargs)
+        elif kind == "uncovered":
+            result = self._uncovered(name, site, func, args, kwargs)
+        else:
+            result = computed(site, func, args, kwargs)
+        return result
+
+    def _uncovered(self, name: str, site: Site, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        step = site.step
+        if not any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        if step.plan.uncovered == "error":
+            raise UnsupportedError(
+                f"layer {site.layer!r}: torch function {name!r} is not covered by emulation; "
+                "set uncovered: float32 in the plan to run it as torch does"
+            )
+        step.uncovered.add(name)
+        with step.auditor.allowed():
+            return func(*args, **kwargs)
+
+
+def refuse_module(module: nn.Module) -> None:
+    """Raise UnsupportedError for a module whose functions would not pass through us, with the reason."""
+    for path, part in module.named_modules():
+        place = f"module {path or type(module).__name__!r}"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedError(f"{place} is scripted: its functions run inside TorchScript, where no mode sees them")
+        if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
+            raise UnsupportedError(f"{place} is compiled: its GEMMs are fused into generated code; pass it uncompiled")
+    for path, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise UnsupportedError(
+                f"parameter {path} is {parameter.dtype}; emulation carries every format in float32: use module.float()"
+            )
+
+
+def refuse_autocast() -> None:
+    """Raise UnsupportedError if torch's autocast is on: it would cast operands behind our back."""
+    if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
+        raise UnsupportedError("autocast is on: formats come from the precision plan; leave torch.autocast out")

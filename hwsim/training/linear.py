@@ -1,0 +1,128 @@
+"""The linear layer: three GEMMs, each with its own casts and sum, and top-k between them in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hwsim.arithmetic.mac import Exact, Native, Sequential
+from hwsim.arithmetic.number import BlockScaled
+from hwsim.errors import UnsupportedError
+from hwsim.training.gemm import add_bias, multiply, read, read_along, same_reading, store, sum_rows
+from hwsim.training.selection import KeptRows, thin
+from hwsim.training.step import Site
+
+
+class Linear(torch.autograd.Function):
+    """y = x Wᵀ + b for a matrix x (rows x in), W (out x in), b (out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
+        """Compute the output GEMM."""
+        x_read, weight_read = read(x, site, "input", "output"), read(weight, site, "weight", "output")
+        y = multiply(x_read, weight_read.t(), site, "output")
+        if bias is not None:
+            y = add_bias(y, bias, site)
+        keep_x = same_reading(site, "input", "output", "grad_weight")
+        keep_weight = same_reading(site, "weight", "output", "grad_input")
+        ctx.save_for_backward(x_read if keep_x else x, weight_read if keep_weight else weight)
+        ctx.site, ctx.read = site, (keep_x, keep_weight)
+        ctx.recorder = site.step.recorder
+        if ctx.recorder is not None:
+            ctx.recorder.operand_density(site, "input", x_read)
+        return store(y, site, "activation", "output", site.precision.mac("output"))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute grad_input and grad_weight, from the kept slices only where there is sparse backprop."""
+        refuse_double_backward()
+        site, (x_is_read, weight_is_read) = ctx.site, ctx.read
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        bias_gradient = None
+        if ctx.needs_input_grad[2]:  # from the full gradient, in both code bases of meProp
+            bias_gradient = store(sum_rows(gradient, site), site, "weight_gradient", "reduce")
+        gradient, kept = thin(gradient, site)
+        if ctx.recorder is not None:
+            ctx.recorder.backward(site, gradient, kept, ctx.needs_input_grad)
+        x_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = grad_input(gradient, weight, weight_is_read, kept, site)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = grad_weight(gradient, x, x_is_read, kept, site)
+        return x_gradient, weight_gradient, bias_gradient, None
+
+
+def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows | None, site: Site) -> Tensor:
+    """Return dL/dx = g W (rows x in), reduced over the kept outputs only."""
+    if kept is not None and kept.rank_over == "example" and not skips_zeros(site):
+        return grad_input_by_row(gradient, weight, is_read, kept, site)
+    if kept is not None:
+        gradient, weight = kept_columns(gradient, kept), weight[kept.columns]
+    g = read(gradient, site, "gradient", "grad_input")
+    w = weight if is_read else read_along(weight, 0, site, "weight", "grad_input")
+    return store(multiply(g, w, site, "grad_input"), site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
+
+
+def grad_input_by_row(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows, site: Site) -> Tensor:
+    """Return dL/dx row by row, each from its own gathered columns.
+
+    For sums and blocks that depend on positions: they are those of the gathered operands (contracts A7).
+    """
+    assert kept.offsets is not None
+    rows = []
+    for row in range(kept.rows):
+        columns = torch.from_numpy(kept.indices[kept.offsets[row] : kept.offsets[row + 1]]).long().to(weight.device)
+        g = read(gradient[row : row + 1, columns], site, "gradient", "grad_input")
+        w = weight[columns] if is_read else read_along(weight[columns], 0, site, "weight", "grad_input")
+        rows.append(multiply(g, w, site, "grad_input"))
+    return store(torch.cat(rows), site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
+
+
+def grad_weight(gradient: Tensor, x: Tensor, is_read: bool, kept: KeptRows | None, site: Site) -> Tensor:
+    """Return dL/dW = gᵀ x (out x in); rows of outputs that nobody kept are 0."""
+    compact = gradient if kept is None else kept_columns(gradient, kept)
+    g = read_along(compact, 0, site, "gradient", "grad_weight")
+    rows = x if is_read else read_along(x, 0, site, "input", "grad_weight")
+    mac = site.precision.mac("grad_weight")
+    product = store(multiply(g.t(), rows, site, "grad_weight"), site, "weight_gradient", "grad_weight", mac)
+    if kept is None:
+        return product
+    whole = torch.zeros(gradient.shape[1], x.shape[1], dtype=product.dtype, device=product.device)
+    whole[kept.columns] = product
+    return whole
+
+
+def kept_columns(gradient: Tensor, kept: KeptRows) -> Tensor:
+    """Return the kept columns side by side; by example, with 0 where a row did not keep a column."""
+    if kept.rank_over == "example":
+        gradient = kept.mask(gradient)
+    return gradient[:, kept.columns]
+
+
+def skips_zeros(site: Site) -> bool:
+    """Return whether zeros between the kept elements leave grad_input's result as it is.
+
+    So that all rows can be multiplied at once, over the columns that at least one row kept.
+    """
+    order = site.precision.mac("grad_input").order
+    cast = site.precision.cast("gradient", "grad_input")
+    return isinstance(order, Sequential | Exact | Native) and not (cast and isinstance(cast.format, BlockScaled))
+
+
+def refuse_double_backward() -> None:
+    """Raise UnsupportedError inside a backward pass that is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            "double backward (create_graph=True) under emulation: hwsim defines the arithmetic of a first backward "
+            "pass only"
+        )
+
+
+def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    """Emulate `torch.nn.functional.linear`: leading axes of the input are rows of one GEMM."""
+    site.step.output_layer = site.layer
+    rows = input.reshape(-1, input.shape[-1])
+    return Linear.apply(rows, weight, bias, site).reshape(*input.shape[:-1], len(weight))

@@ -1,0 +1,58 @@
+"""What the emulated functions of one training step share, and where in the network each of them stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from hwsim.kernels.random_bits import stream
+from hwsim.training.plan import LayerPrecision, PrecisionPlan
+from hwsim.training.sparse import SparseBackprop
+
+if TYPE_CHECKING:
+    from hwsim.training.audit import Auditor
+    from hwsim.training.recorder import Recorder
+
+
+@dataclass
+class Step:
+    """The state of the step that is being emulated; one object serves the whole run."""
+
+    plan: PrecisionPlan
+    sparse: SparseBackprop | None
+    seed: int
+    auditor: Auditor
+    number: int = 0
+    epoch: int = 0
+    domain: str = "train"  # or "evaluate": its random bits are drawn apart
+    recorder: Recorder | None = None  # set in steps that are recorded
+    output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
+    memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer
+    uncovered: set[str] = field(default_factory=set)  # functions that ran as torch does
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One call of one function: its layer's path, its precision, and the step it runs in.
+
+    `call` counts the calls of the same layer within the step. Step number and call are noted here because a backward
+    pass, or a recomputation, must draw the random bits of its own forward call.
+    """
+
+    layer: str
+    call: int
+    precision: LayerPrecision
+    step: Step
+    number: int
+
+    def stream(self, gemm: str, stage: str) -> int:
+        """Return the stream of random bits for one stage of this call (contracts A5)."""
+        step = self.step
+        return stream(step.seed, step.domain, self.layer, gemm, stage, self.number, self.call)
+
+    @property
+    def id(self) -> str:
+        """The layer's path, with the call appended from the second one on."""
+        return self.layer if self.call == 0 else f"{self.layer}#{self.call}"

@@ -1,1 +1,39 @@
-"""Tensor kernels."""
+"""Numbers on tensors: quantize, encode, matmul, convolution, top-k selection; one folder a back end.
+
+The public functions load on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwsim.kernels.backends import backend
+    from hwsim.kernels.codes import all_values, decode, encode
+    from hwsim.kernels.casts import cast, quantize
+
+# name -> the module that defines it
+_HOME = {
+    "backend": "hwsim.kernels.backends",
+    "quantize": "hwsim.kernels.casts",
+    "cast": "hwsim.kernels.casts",
+    "encode": "hwsim.kernels.codes",
+    "decode": "hwsim.kernels.codes",
+    "all_values": "hwsim.kernels.codes",
+    "matmul": "hwsim.kernels.gemm",
+    "conv_output": "hwsim.kernels.gemm",
+    "conv_grad_input": "hwsim.kernels.gemm",
+    "conv_grad_weight": "hwsim.kernels.gemm",
+    "select_topk": "hwsim.kernels.selection",
+}
+
+__all__ = list(_HOME)  # noqa: PLE0605 - the names stand in the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hwsim.kernels' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -112,6 +112,7 @@ class Assumption(Spec):
     """Something that a result rests on, with where it comes from."""
 
     what: str
+    value: str = ""
     source: str
 
 
@@ -127,10 +128,14 @@ class Machine(Spec):
     dram_bytes_per_cycle: float | None = None
     """Achieved, in cycles of the running clock."""
     energy_table: str = ""
+    assumptions: tuple[Assumption, ...] = ()
+    """The numbers of its description, block by block, with their sources."""
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Machine:
         """What the page needs to know of this accelerator."""
+        from hwsim.hardware.accelerator import sources_of
+
         count = accelerator.arrays.count
         return cls(
             name=accelerator.name,
@@ -139,7 +144,25 @@ class Machine(Spec):
             peak_macs_per_cycle={name: float(rate * count) for name, rate in accelerator.arrays.macs_per_cycle.items()},
             dram_bytes_per_cycle=float(accelerator.dram_bytes_per_cycle),
             energy_table=accelerator.energy.table,
+            assumptions=[
+                Assumption(what=place, value=_numbers_at(accelerator, place), source=source)
+                for place, source in sources_of(accelerator)
+            ],
         )
+
+
+def _numbers_at(block: Any, place: str) -> str:
+    """The settings of a block such as "memories[0]", in short."""
+    for part in place.replace("]", "").replace("[", ".").split("."):
+        block = block[int(part)] if part.isdigit() else getattr(block, part)
+    settings = block.model_dump(mode="json", exclude={"source"}, exclude_none=True)
+    return ", ".join(f"{name} {_in_short(value)}" for name, value in settings.items() if value not in ([], {}))
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_in_short(item)}" for key, item in value.items())
+    return " ".join(map(_in_short, value)) if isinstance(value, list) else str(value)
 
 
 class SimulationRecord(Spec):
@@ -162,6 +185,8 @@ class SimulationRecord(Spec):
     """The largest sum of tensors alive at once."""
     ops: tuple[SimulatedOp, ...]
     assumptions: tuple[Assumption, ...] = ()
+    order: str = ""
+    """The accumulation order, or orders, that the mapping implies."""
     notes: tuple[str, ...] = ()
     """What the reader must know, such as a plan whose accumulation order is not this machine's."""
     hashes: dict[str, str] = Field(default_factory=dict)
@@ -191,6 +216,7 @@ class SimulationRecord(Spec):
             peak_memory_bytes=float(result.peak_memory_bytes),
             ops=[_mean_op(ops) for ops in zip(*(step.ops for step in result.steps), strict=True)],
             assumptions=[Assumption(what=what, source=source) for what, source in result.assumptions],
+            order=", ".join(dict.fromkeys(op.order for op in result.ops if op.order)),
             notes=list(result.notes),
             hashes=dict(result.hashes),
         )

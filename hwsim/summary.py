@@ -295,7 +295,7 @@ def _cost_row(
     )
 
 
-def is_any(op: SimulatedOp) -> bool:  # noqa: ARG001 - the whole step as a part
+def is_any(op: SimulatedOp) -> bool:
     """Every op."""
     return True
 

@@ -1,0 +1,241 @@
+"""`Results` to one self-contained HTML page: what was asked, the answer, the evidence and where it comes from.
+
+The page holds its style, its script and plotly.js, so it opens from a disk without a network. It is drawn from the
+content of results.json alone: what is not in there is said to be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from html import escape
+from importlib import resources
+from itertools import count
+from pathlib import Path
+
+from hwsim.records import Machine
+from hwsim.report import figures, headline, markup, tables
+from hwsim.report.drawing import Drawing, draw
+from hwsim.report.palette import Palette
+from hwsim.results import Results, write_atomically
+from hwsim.section import Figure, Section
+
+
+def write_page(results: Results, out_dir: Path | str) -> Path:
+    """Write ``index.html`` into `out_dir` (whole or not at all) and return its path.
+
+    Raises:
+        SpecError: the folder cannot be written to.
+    """
+    return write_atomically(Path(out_dir) / "index.html", page(results))
+
+
+def page(results: Results) -> str:
+    """The page as text: the same results always give the same page."""
+    return _Page(results).text()
+
+
+class _Page:
+    """Collects the parts of one page and the drawings that its script will need."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.palette = Palette(results.configurations, results.baseline)
+        self.drawings: list[Drawing] = []
+        self.parts: list[tuple[str, str, str]] = []  # anchor, name in the navigation, HTML
+        self.choosers = count()
+
+    def text(self) -> str:
+        self._build()
+        results = self.results
+        navigation = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in self.parts)
+        body = "".join(f'<section id="{anchor}">{html}</section>' for anchor, _, html in self.parts)
+        drawings = json.dumps([{"data": d.data, "layout": d.layout} for d in self.drawings], allow_nan=False)
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            '<link rel="icon" href="data:,">'
+            f"<title>{escape(results.question or results.name)}</title><style>{_asset('page.css')}</style></head><body>\n"
+            f"{self._head()}<nav aria-label=\"Sections\"><ul>{navigation}</ul></nav>\n<main>{body}</main>\n{self._foot()}"
+            f'<script type="application/json" id="drawings">{_in_script(drawings)}</script>\n'
+            f"<script>{_plotly()}</script>\n<script>{_asset('page.js')}</script></body></html>\n"
+        )
+
+    # ---- head and foot
+
+    def _head(self) -> str:
+        results = self.results
+        said = headline.sentences(results)
+        answer = markup.paragraphs(results.answer) + "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+        gaps = "".join(f"<li>{escape(gap)}</li>" for gap in results.gaps())
+        gaps = f'<div class="answer gaps"><p>These parts are missing from the results:</p><ul>{gaps}</ul></div>' if gaps else ""
+        kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
+        answer = f'<div class="answer">{answer}</div>' if answer else ""
+        return (
+            f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(results.question or results.name)}</h1>'
+            f"{answer}{gaps}{self._cards()}</header>"
+        )
+
+    def _cards(self) -> str:
+        cards = [
+            f"<div class=card><dt>{escape(card.title)}</dt><dd>{escape(card.value)}<small>{escape(card.note)}</small></dd></div>"
+            for card in tables.cards(self.results)
+        ]
+        return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
+
+    def _foot(self) -> str:
+        made = self.results.provenance
+        return f"<footer><p>Drawn by hwsim {escape(made.hwsim)} from results.json alone, made {escape(made.created)}.</p></footer>"
+
+    # ---- sections
+
+    def _build(self) -> None:
+        results = self.results
+        if results.configurations:
+            self._add("summary", "Summary", "Every configuration", self._summary())
+        for section in results.sections:
+            self._add(f"s{len(self.parts)}", section.title, section.title, self._section(section), section.verdict)
+        per_machine: tuple[tuple[str, str, str, Callable[[Machine], list[Figure | None]]], ...] = (
+            ("tradeoff", "Accuracy and cost", "What accuracy costs", self._tradeoffs),
+            ("passes", "Passes", "Where the cycles and the energy of a step go", self._passes),
+            ("energy", "Energy", "Which component takes the energy, and how sure that is", self._energy),
+            ("stalls", "Stalls", "What the array waits for", self._stalls),
+            ("roofline", "Roofline", "How close to its roof each GEMM runs", self._rooflines),
+        )
+        for anchor, name, title, build in per_machine:
+            drawn = [figure for machine in results.machines for figure in build(machine) if figure is not None]
+            if drawn:
+                self._add(anchor, name, title, self._figures(drawn))
+            if anchor == "passes" and drawn:
+                self._add("layers", "Layers", "Layer by layer", self._layers())
+        curves = [
+            figures.training_curves(results, "dev_accuracy", "dev accuracy", percent=True),
+            figures.training_curves(results, "train_loss", "training loss", percent=False),
+        ]
+        self._add_figures("training", "Training", "How training went", curves, tables.events(results))
+        self._add_figures("sparsity", "What top-k keeps", "What top-k keeps", [figures.sparsity(results)], tables.sparsity(results))
+        if results.simulations:
+            self._add("assumptions", "Assumptions", "What the costs rest on", self._assumptions())
+        self._add("provenance", "Provenance", "How these numbers came about", self._provenance())
+
+    def _add(self, anchor: str, name: str, title: str, html: str, verdict: str | None = None) -> None:
+        mark = markup.verdict(verdict) if verdict else ""
+        self.parts.append((anchor, name, f"<h2>{escape(title)}{mark}</h2>{html}"))
+
+    def _add_figures(
+        self, anchor: str, name: str, title: str, drawn: Iterable[Figure | None], more: Sequence = ()
+    ) -> None:
+        present = [figure for figure in drawn if figure is not None]
+        if present or more:
+            self._add(anchor, name, title, self._figures(present) + "".join(map(markup.table, more)))
+
+    def _summary(self) -> str:
+        results = self.results
+        content = markup.table(tables.accuracy(results), emphasize=tables.baseline_rows(results))
+        content += f'<p class="note">{escape(tables.accuracy_note(results))}</p>'
+        for machine in results.machines:
+            costs = tables.costs(results, machine)
+            if costs.rows:
+                content += markup.table(costs)
+            gains = tables.gains(results, machine)
+            if gains.rows:
+                content += markup.table(gains)
+        return content + (f'<p class="note">{escape(tables.COST_NOTE)}</p>' if results.simulations else "")
+
+    def _section(self, section: Section) -> str:
+        return (
+            markup.paragraphs(section.text)
+            + self._figures(section.figures)
+            + "".join(markup.table(table) for table in section.tables)
+        )
+
+    def _tradeoffs(self, machine: Machine) -> list[Figure | None]:
+        return [figures.tradeoff(self.results, machine, what) for what in ("energy", "cycles")]
+
+    def _passes(self, machine: Machine) -> list[Figure | None]:
+        return [figures.by_pass(self.results, machine, what) for what in ("cycles", "energy")]
+
+    def _energy(self, machine: Machine) -> list[Figure | None]:
+        return [figures.energy_ranges(self.results, machine)]
+
+    def _stalls(self, machine: Machine) -> list[Figure | None]:
+        return [figures.stalls(self.results, machine)]
+
+    def _rooflines(self, machine: Machine) -> list[Figure | None]:
+        return [figures.roofline(self.results, machine)]
+
+    def _layers(self) -> str:
+        """One pair of figures for each configuration and machine, behind a chooser: all at once would be too many."""
+        chooser = f"chooser{next(self.choosers)}"
+        options, choices = [], []
+        for machine in self.results.machines:
+            for configuration in self.results.configurations:
+                drawn = [
+                    figure
+                    for what in ("cycles", "energy")
+                    if (figure := figures.by_layer(self.results, machine, configuration.name, what)) is not None
+                ]
+                if drawn:
+                    value = str(len(options))
+                    name = escape(f"{configuration.name} on {machine.name}")
+                    options.append(f'<option value="{value}">{name}</option>')
+                    choices.append(f'<div data-chooser="{chooser}" data-choice="{value}">{self._figures(drawn)}</div>')
+        return (
+            f'<p class="chooser"><label>Show <select id="{chooser}" autocomplete="off">{"".join(options)}</select></label></p>'
+            + "".join(choices)
+        )
+
+    def _figures(self, drawn: Sequence[Figure]) -> str:
+        if not drawn:
+            return ""
+        return f'<div class="figures{" single" if len(drawn) == 1 else ""}">{"".join(map(self._figure, drawn))}</div>'
+
+    def _figure(self, figure: Figure) -> str:
+        drawing = draw(figure, self.palette)
+        self.drawings.append(drawing)
+        caption = escape(figure.caption) + (f" Source: {escape(figure.source)}" if figure.source else "")
+        return (
+            f"<figure><h3>{escape(figure.title)}</h3>{markup.legend(drawing.legend)}"
+            f'<div class="plot" data-drawing="{len(self.drawings) - 1}" style="height:{drawing.height}px" '
+            f'role="img" aria-label="{escape(figure.title)}; its numbers stand below"></div>'
+            f"<figcaption>{caption}</figcaption>"
+            f"<details><summary>Numbers</summary>{markup.table(drawing.numbers, caption=False)}</details></figure>"
+        )
+
+    def _assumptions(self) -> str:
+        results = self.results
+        notes = "".join(f"<li>{escape(note)}</li>" for note in tables.notes(results))
+        content = f"<h3>To keep in mind</h3><ul>{notes}</ul>" if notes else ""
+        for table in tables.assumptions(results):
+            content += f"<details><summary>{escape(table.title)}</summary>{markup.table(table, caption=False)}</details>"
+        return content or "<p>The results record no assumptions.</p>"
+
+    def _provenance(self) -> str:
+        facts = "".join(
+            f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in tables.provenance(self.results)
+        )
+        experiment = escape(json.dumps(self.results.experiment, indent=2, ensure_ascii=False))
+        return (
+            f'<dl class="facts">{facts}</dl><p class="note">{escape(tables.REPEATABLE)}</p>'
+            f"<details><summary>The experiment, defaults written out</summary><pre>{experiment}</pre></details>"
+        )
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("hwsim.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only drawing pays for it
+
+    return _in_script(get_plotlyjs())
+
+
+def _in_script(text: str) -> str:
+    """Text that cannot end the script element that it stands in."""
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+

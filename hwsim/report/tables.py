@@ -1,0 +1,300 @@
+"""The tables and key numbers of a results page, as plain data, from `Results` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hwsim.records import Machine
+from hwsim.report import words
+from hwsim.report.figures import targets
+from hwsim.report.headline import findings
+from hwsim.results import Results
+from hwsim.section import Cell, Column, Table
+from hwsim.summary import AccuracyRow, CostRow, Gain, Spread
+
+COST_NOTE = (
+    "A step is one optimizer update on one mini-batch; its costs are means over the recorded steps. The backward pass "
+    "counts selection, gathering, scattering and element-wise work as well as its GEMMs. Time includes launch overhead. "
+    "Energies: nominal prices, then the range from low to high ones."
+)
+REPEATABLE = (
+    "Casts, GEMMs, convolutions, our own sums, top-k and optimizer updates repeat bit for bit on any number of threads "
+    "and on every back end. What torch computes by itself repeats on the same machine with the same torch and threads."
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One key number at the head of the page."""
+
+    title: str
+    value: str
+    note: str
+
+
+def setting(results: Results) -> str:
+    """Network, data and machines in one line; what the experiment does not say is left out."""
+    experiment = results.experiment
+    model = experiment.get("model")
+    named = model.get("name") if isinstance(model, dict) else model
+    parts = [f"{named} on {experiment['data']}" if named and experiment.get("data") else ""]
+    parts.append(", ".join(machine.name for machine in results.machines))
+    seeds = experiment.get("seeds")
+    parts.append(words.plural(len(seeds), "seed") if isinstance(seeds, list) else "")
+    return " · ".join(part for part in parts if part)
+
+
+def cards(results: Results) -> list[Card]:
+    """Key numbers: for each machine the gains of the best configuration that keeps the accuracy."""
+    summary = results.summary()
+    found: list[Card] = []
+    for finding in findings(summary):
+        best, accuracy = finding.best, finding.accuracy
+        if best is None or accuracy is None or best.gain_over_baseline is None:
+            continue
+        name, machine = best.configuration.name, finding.accelerator
+        against = f"{name} against {summary.baseline}"
+        found.append(Card(f"Energy of a step, {machine}", f"{words.ratio(best.gain_over_baseline.energy)} less", against))
+        found.append(Card(f"Cycles of a step, {machine}", f"{words.ratio(best.gain_over_baseline.cycles)} fewer", against))
+        if best.gain_backward is not None and best.gain_step is not None:
+            found.append(
+                Card(
+                    f"Top-k alone, {machine}",
+                    f"{words.ratio(best.gain_backward.cycles)} backward",
+                    f"{words.ratio(best.gain_step.cycles)} on the whole step, in cycles; same formats ({name})",
+                )
+            )
+    return found[:6]
+
+
+def baseline_rows(results: Results) -> list[int]:
+    """Places of the baseline in a table with one row a configuration."""
+    return [i for i, configuration in enumerate(results.configurations) if configuration.name == results.baseline]
+
+
+def accuracy(results: Results) -> Table:
+    """One row a configuration: arithmetic, sparsity, accuracy over seeds, steps to the target."""
+    rows = [_accuracy_cells(row) for row in results.summary().accuracy]
+    columns = [
+        Column(name="configuration"),
+        Column(name="precision"),
+        Column(name="sparse backprop"),
+        Column(name="seeds", kind="number", digits=0),
+        Column(name="test accuracy, mean", unit="%", kind="percent"),
+        Column(name="± deviation", unit="points", kind="percent"),
+        Column(name="against the baseline", unit="points"),
+        Column(name="updates to the target", kind="number", digits=0),
+        Column(name="reached it"),
+    ]
+    return Table(title="Accuracy", columns=columns, rows=rows)
+
+
+def accuracy_note(results: Results) -> str:
+    """What the accuracy table's words mean."""
+    return (
+        f"Test accuracy is that of the selected epoch. {targets(results.summary())} “Against the baseline” is paired by "
+        "seed: mean and 95 % interval (Student's t); it is within noise if the interval holds zero. The baseline is shaded."
+    )
+
+
+def _accuracy_cells(row: AccuracyRow) -> list[Cell]:
+    spread = row.test_accuracy
+    diverged = f" ({row.diverged} diverged)" if row.diverged else ""
+    return [
+        row.configuration.name,
+        row.configuration.precision,
+        row.configuration.sparse or "none (dense)",
+        row.trials,
+        spread.mean if spread else None,
+        spread.deviation if spread else None,
+        difference(row.difference),
+        row.steps_to_target.mean if row.steps_to_target else None,
+        f"{row.reached_target} of {row.trials}{diverged}",
+    ]
+
+
+def difference(spread: Spread | None) -> str | None:
+    """A difference of accuracies with its interval: "−0.31 (−0.52 to −0.10)"."""
+    if spread is None:
+        return None
+    text = words.points(spread.mean).removesuffix(" points")
+    if spread.interval is None:
+        return f"{text} (one seed)"
+    low, high = (words.points(end).removesuffix(" points") for end in spread.interval)
+    within = ", within noise" if spread.interval[0] <= 0 <= spread.interval[1] else ""
+    return f"{text} ({low} to {high}{within})"
+
+
+def costs(results: Results, machine: Machine) -> Table:
+    """One row a configuration: what a step takes on one machine, and what the way to the target takes."""
+    rows = [row for row in results.summary().costs if row.accelerator == machine.name]
+    columns = [
+        Column(name="configuration"),
+        Column(name="cycles", kind="number", digits=0),
+        Column(name="of them backward", kind="number", digits=0),
+        Column(name="time"),
+        Column(name="energy"),
+        Column(name="low to high prices"),
+        Column(name="of it backward"),
+        Column(name="time to the target"),
+        Column(name="energy to the target"),
+    ]
+    return Table(title=f"One step on {machine.name}", columns=columns, rows=[_cost_cells(row) for row in rows])
+
+
+def _cost_cells(row: CostRow) -> list[Cell]:
+    energy = row.step.energy_pj
+    return [
+        row.configuration.name,
+        row.step.cycles,
+        row.backward.cycles,
+        words.time(row.step.time_us),
+        words.energy(energy.nominal),
+        words.energy_range(energy),
+        words.energy(row.backward.energy_pj.nominal),
+        words.time(row.to_target.time_us) if row.to_target else None,
+        words.energy(row.to_target.energy_pj.nominal) if row.to_target else None,
+    ]
+
+
+def gains(results: Results, machine: Machine) -> Table:
+    """Gains of each configuration on one machine: top-k alone, and against the baseline. Above 1 is better."""
+    rows = []
+    for row in results.summary().costs:
+        given = (row.gain_backward_gemms, row.gain_backward, row.gain_step, row.gain_over_zeros, row.gain_over_baseline)
+        if row.accelerator == machine.name and any(gain is not None for gain in given):
+            rows.append([row.configuration.name, *map(_gain, (*given, row.gain_to_target))])
+    columns = [
+        Column(name="configuration"),
+        Column(name="top-k: backward GEMMs"),
+        Column(name="top-k: backward pass"),
+        Column(name="top-k: whole step"),
+        Column(name="whole step, rival skips ReLU zeros"),
+        Column(name="against the baseline: whole step"),
+        Column(name="against the baseline: to the target"),
+    ]
+    used = [0, *(i for i in range(1, len(columns)) if any(row[i] is not None for row in rows))]
+    return Table(
+        title=f"Gains on {machine.name}: cycles | energy",
+        columns=[columns[i] for i in used],
+        rows=[[row[i] for i in used] for row in rows],
+        note="How many times less than the rival; above 1 is better. Top-k's own rival is the same step, formats and "
+        "machine without selection.",
+    )
+
+
+def _gain(gain: Gain | None) -> str | None:
+    return None if gain is None else f"{words.ratio(gain.cycles)} | {words.ratio(gain.energy)}"
+
+
+def sparsity(results: Results) -> list[Table]:
+    """What top-k kept, by configuration and layer, as means over trials and recorded steps."""
+    rows: list[list[Cell]] = []
+    for configuration in results.configurations:
+        trials = [trial.training for trial in results.trials if trial.configuration == configuration.name]
+        names = dict.fromkeys(layer.layer for trial in trials for layer in trial.sparsity)
+        for name in names:
+            found = [layer for trial in trials for layer in trial.sparsity if layer.layer == name]
+            rows.append(
+                [
+                    configuration.name,
+                    name,
+                    found[0].extent,
+                    *(
+                        _mean_of(getattr(layer, field) for layer in found)
+                        for field in ("kept_share", "union_share", "norm_share", "example_overlap", "step_overlap")
+                    ),
+                ]
+            )
+    if not rows:
+        return []
+    columns = [
+        Column(name="configuration"),
+        Column(name="layer"),
+        Column(name="positions", kind="number", digits=0),
+        Column(name="kept by a row", kind="percent"),
+        Column(name="kept by any row", kind="percent"),
+        Column(name="of the gradient's squares", kind="percent"),
+        Column(name="overlap of two rows", kind="percent"),
+        Column(name="overlap of two steps", kind="percent"),
+    ]
+    note = "Overlap: intersection over union of the kept positions. A dash: not recorded, or without meaning there."
+    return [Table(title="Kept positions", columns=columns, rows=rows, note=note)]
+
+
+def events(results: Results) -> list[Table]:
+    """Arithmetic events (overflow, underflow, swamped adds) by configuration and place, as means over seeds."""
+    rows: list[list[Cell]] = []
+    names = sorted({name for trial in results.trials for events in trial.training.counters.values() for name in events})
+    for configuration in results.configurations:
+        trials = [trial.training for trial in results.trials if trial.configuration == configuration.name]
+        for place in dict.fromkeys(place for trial in trials for place in trial.counters):
+            found = [trial.counters[place] for trial in trials if place in trial.counters]
+            rows.append([configuration.name, place, *(_mean_of(events.get(name) for events in found) for name in names)])
+    if not rows:
+        return []
+    columns = [Column(name="configuration"), Column(name="place")]
+    columns += [Column(name=name.replace("_", " "), kind="number") for name in names]
+    return [Table(title="What the numbers did", columns=columns, rows=rows, note="Means over seeds.")]
+
+
+def notes(results: Results) -> list[str]:
+    """What the simulator wants said, each once, with whom it concerns."""
+    said: dict[str, list[str]] = {}
+    for record in results.simulations:
+        for note in record.notes:
+            place = f"{record.configuration} on {record.accelerator}"
+            if place not in said.setdefault(note, []):
+                said[note].append(place)
+    everything = len({(r.configuration, r.accelerator) for r in results.simulations})
+    return [
+        note if len(places) == everything else f"{note} ({', '.join(places[:4])}{' and others' if len(places) > 4 else ''})"
+        for note, places in said.items()
+    ]
+
+
+def assumptions(results: Results) -> list[Table]:
+    """What the costs rest on, with sources: the machine's numbers, then what the simulation assumed."""
+    columns = [Column(name="what"), Column(name="value"), Column(name="source")]
+    made = []
+    for machine in results.machines:
+        rows = [[a.what, a.value, a.source] for a in machine.assumptions]
+        if rows:
+            made.append(Table(title=f"Numbers of {machine.name}", columns=columns, rows=rows))
+        assumed = {
+            (a.what, a.value, a.source): None
+            for record in results.simulations
+            if record.accelerator == machine.name
+            for a in record.assumptions
+        }
+        if assumed:
+            shown = columns if any(value for _, value, _ in assumed) else [columns[0], columns[2]]
+            cells = [list(entry) if len(shown) == 3 else [entry[0], entry[2]] for entry in assumed]
+            made.append(Table(title=f"What the simulation of {machine.name} assumes", columns=shown, rows=cells))
+    return made
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """Facts about how the results came about, as name and value; unknown ones are left out."""
+    made = results.provenance
+    orders = {f"{record.accelerator}: {record.order}" for record in results.simulations if record.order}
+    engines = {record.engine for record in results.simulations if record.engine}
+    facts = [
+        ("hwsim", f"{made.hwsim}, {made.code}"),
+        ("made", f"{made.created}, in {words.time(made.wall_s * 1e6)}" if made.wall_s else made.created),
+        ("device", made.device),
+        ("back ends", ", ".join(made.backends)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
+        ("data", ", ".join(f"{name} (sha256 {digest})" for name, digest in made.data.items())),
+        ("seeds", ", ".join(map(str, sorted({trial.seed for trial in results.trials})))),
+        ("simulation engine", ", ".join(sorted(engines))),
+        ("accumulation order", "; ".join(sorted(orders))),
+        ("notes", " ".join(made.notes)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+    present: Sequence[float] = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -23,7 +23,7 @@ class Column(Spec):
     name: str
     unit: str = ""
     kind: Literal["text", "number", "percent", "ratio", "verdict"] = "text"
-    """How a cell is written: percent takes a share (0.974 is drawn as 97.4), ratio adds a times sign, verdict a mark."""
+    """How a cell is written: percent takes a share (0.974 is drawn 97.4), ratio adds a times sign, verdict a mark."""
     digits: int | None = Field(default=None, ge=0, le=12)
     """Digits after the point; None writes four significant digits."""
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import log10
+from math import ceil, floor, log10
 from typing import Any
 
 from hwsim.report.palette import INK, MUTED, Palette
@@ -287,25 +287,35 @@ def _axis(axis: Axis, values: Sequence[float], names: Sequence[str]) -> dict[str
     if names:
         drawn |= {"type": "category", "tickvals": list(names), "ticktext": [_wrapped(name) for name in names]}
         return drawn
-    if axis.scale == "log":
-        drawn["type"] = "log"
-        positive = [value for value in values if value > 0]
-        if positive and max(positive) / min(positive) < 10:
-            drawn |= {"tickmode": "array", "tickvals": _ticks(min(positive), max(positive))}
-        return drawn
-    return drawn | {"type": "linear", "nticks": 8}
+    positive = [value * (100 if axis.percent else 1) for value in values if value > 0]
+    if axis.scale == "log" and positive:
+        ticks = log_ticks(min(positive), max(positive))
+        return drawn | {"type": "log", "tickvals": ticks, "ticktext": [_tick_text(tick) for tick in ticks]}
+    return drawn | {"type": axis.scale, "nticks": 7}
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values for a log axis of less than a decade, where plotly's own choice shows one tick or none."""
-    step = 10.0 ** int(log10(high) - (1 if high < 1 else 0))
-    for part in (1.0, 0.5, 0.2, 0.1, 0.05):
-        size = step * part
-        first = int(low / size)
-        ticks = [size * i for i in range(max(first, 1), int(high / size) + 2)]
-        if len(ticks) >= 4:
-            return [float(f"{tick:.6g}") for tick in ticks]
-    return [low, high]
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values for a log axis from `low` to `high`: about four to ten, however many decades that is.
+
+    Plotly's own choice shows one labeled tick, or none, on less than a decade.
+    """
+    first, last = floor(log10(low)), ceil(log10(high) + 1e-9)
+    if last - first > 3:
+        return [10.0**n for n in range(first, last + 1, 1 + (last - first) // 9)]
+    for parts in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
+        ticks = [float(f"{part}e{n}") for n in range(first, last + 1) for part in parts]
+        inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+        if len(inside) >= 4:
+            return inside
+    return [float(f"{low + (high - low) * i / 4:.3g}") for i in range(5)]
+
+
+def _tick_text(value: float) -> str:
+    if 1e-3 <= value < 1e6:
+        return f"{value:,.10g}"
+    exponent = floor(log10(value) + 1e-9)
+    factor = value / 10.0**exponent
+    return f"10<sup>{exponent}</sup>" if abs(factor - 1) < 1e-9 else f"{factor:.3g}×10<sup>{exponent}</sup>"
 
 
 def _names(figure: Figure) -> list[str]:

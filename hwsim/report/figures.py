@@ -316,8 +316,8 @@ def roofline(results: Results, machine: Machine) -> Figure | None:
         y=Axis(label="MACs per cycle", scale="log"),
         series=[*roofs, *series],
         caption=(
-            "Circle: output, triangle: grad_input, square: grad_weight. A point on the slope waits for memory, one under "
-            "the flat part for something else: filling, draining, short operands. "
+            "Circle: output, triangle: grad_input, square: grad_weight. A point on the slope waits for memory, one "
+            "under the flat part for something else: filling, draining, short operands. "
             + ("" if roofs else "The machine's roofs are not recorded. ")
         ),
     )

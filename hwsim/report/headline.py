@@ -6,6 +6,7 @@ above it; with a single seed there is no interval, and the sentence says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwsim.report import words
@@ -18,18 +19,15 @@ SINGLE_SEED_TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Finding:
-    """The best configuration on one machine that keeps the accuracy; None in `best` if no other one does."""
+    """On one machine: the configuration of least energy among those that keep the accuracy; None if none does."""
 
     accelerator: str
     best: CostRow | None
-    accuracy: AccuracyRow | None
 
 
 def keeps_accuracy(row: AccuracyRow) -> bool:
     """Whether the configuration is as good as the baseline, as this module's docstring defines it."""
-    if row.difference is None:
-        return False
-    if row.diverged:
+    if row.difference is None or row.diverged:
         return False
     if row.within_noise is None:
         return row.difference.mean >= -SINGLE_SEED_TOLERANCE
@@ -37,83 +35,95 @@ def keeps_accuracy(row: AccuracyRow) -> bool:
 
 
 def findings(summary: Summary) -> list[Finding]:
-    """For each accelerator: of the configurations that keep the accuracy, the one of least energy per step."""
+    """One finding for each simulated machine."""
+    kept = {row.configuration.name for row in summary.accuracy if keeps_accuracy(row)}
     found = []
     for accelerator in dict.fromkeys(row.accelerator for row in summary.costs):
-        candidates = []
-        for row in summary.costs:
-            accuracy = summary.accuracy_of(row.configuration.name)
-            others = row.accelerator == accelerator and row.configuration.name != summary.baseline
-            if others and accuracy is not None and keeps_accuracy(accuracy):
-                candidates.append((row, accuracy))
-        best = min(candidates, key=lambda pair: pair[0].step.energy_pj.nominal, default=None)
-        found.append(Finding(accelerator, *(best or (None, None))))
+        candidates = [row for row in summary.costs if row.accelerator == accelerator and row.configuration.name in kept]
+        best = min(candidates, key=lambda row: row.step.energy_pj.nominal, default=None)
+        found.append(Finding(accelerator, best))
     return found
 
 
-def sentences(results: Results) -> list[str]:
-    """The answer, one sentence or two for each accelerator; what is missing is said."""
+def paragraphs(results: Results) -> list[str]:
+    """The answer, one paragraph for each configuration that is best somewhere; what is missing is said."""
     summary = results.summary()
     if not results.configurations:
         return []
     if not any(row.test_accuracy for row in summary.accuracy):
         return ["Nothing was trained here, so there is no accuracy to weigh the costs against."]
     if not summary.costs:
-        return [_accuracy_alone(summary), "No step was simulated, so there are no costs."]
+        return [_best_accuracy(summary), "No step was simulated, so there are no costs."]
     said = []
-    for finding in findings(summary):
-        base = summary.cost_of(summary.baseline or "", finding.accelerator)
-        if base is None:
-            said.append(f"On {finding.accelerator} the baseline was not simulated, so nothing can be compared there.")
-        elif finding.best is None or finding.accuracy is None:
-            if len(summary.accuracy) > 1:
-                said.append(
-                    f"On {finding.accelerator} no other configuration keeps the accuracy of {summary.baseline}."
-                )
-        else:
-            said += _sentences_of(finding.best, finding.accuracy, summary)
+    found = findings(summary)
+    best = [finding.best for finding in found if finding.best is not None]
+    for name in dict.fromkeys(row.configuration.name for row in best):
+        accuracy = summary.accuracy_of(name)
+        if accuracy is not None:
+            said.append(_paragraph(accuracy, [row for row in best if row.configuration.name == name], summary))
+    without = [finding.accelerator for finding in found if finding.best is None]
+    if without and len(summary.accuracy) > 1:
+        said.append(f"On {_listed(without)} no other configuration keeps the accuracy of {summary.baseline}.")
     return said
 
 
-def _sentences_of(best: CostRow, accuracy: AccuracyRow, summary: Summary) -> list[str]:
-    base = summary.accuracy_of(summary.baseline or "")
-    theirs = words.accuracy(base.test_accuracy if base else None)
-    first = (
-        f"On {best.accelerator}, {best.configuration.name} {_accuracy_words(accuracy)} {summary.baseline} "
-        f"({words.accuracy(accuracy.test_accuracy)} against {theirs} test accuracy, "
-        f"{words.plural(accuracy.trials, 'seed')})"
+def _paragraph(accuracy: AccuracyRow, rows: Sequence[CostRow], summary: Summary) -> str:
+    name, baseline = accuracy.configuration.name, summary.accuracy_of(summary.baseline or "")
+    theirs = words.accuracy(baseline.test_accuracy if baseline else None)
+    sentences = [
+        f"{name} {_compared(accuracy)} {summary.baseline} in test accuracy ({words.accuracy(accuracy.test_accuracy)} "
+        f"against {theirs}, {words.plural(accuracy.trials, 'seed')}{_one_seed(accuracy)})."
+    ]
+    whole = [_whole_step(row) for row in rows if row.gain_over_baseline is not None]
+    if whole:
+        sentences.append(f"Against {summary.baseline}, a whole training step takes {_listed(whole)}.")
+    alone = [text for row in rows if (text := _topk_alone(row))]
+    if alone:
+        sentences.append(f"Top-k alone, against the same formats without selection, gains {'; '.join(alone)}.")
+    return " ".join(sentences)
+
+
+def _whole_step(row: CostRow) -> str:
+    gain = row.gain_over_baseline
+    assert gain is not None
+    return f"{_part(gain.cycles)} of the cycles and {_part(gain.energy)} of the energy on {row.accelerator}"
+
+
+def _topk_alone(row: CostRow) -> str:
+    if row.gain_backward is None or row.gain_step is None:
+        return ""
+    return (
+        f"{_gains(row.gain_backward)} on the backward pass and {_gains(row.gain_step)} on the whole step "
+        f"on {row.accelerator}"
     )
-    gain = best.gain_over_baseline
-    if gain is not None:
-        first += f" and takes {_times(gain.cycles)} the cycles and {_times(gain.energy)} the energy of its whole step"
-    said = [first + "."]
-    if best.gain_backward is not None and best.gain_step is not None:
-        said.append(
-            f"Of that, top-k alone (against the same formats without selection) gains {_gains(best.gain_backward)} on the "
-            f"backward pass and {_gains(best.gain_step)} on the whole step."
-        )
-    return said
 
 
-def _accuracy_words(row: AccuracyRow) -> str:
+def _compared(row: AccuracyRow) -> str:
     assert row.difference is not None
-    if row.within_noise is None:
-        return f"is {words.points(row.difference.mean)} off (one seed, so without an interval)"
+    off = words.points(abs(row.difference.mean)).lstrip("+")
     if row.within_noise:
-        return "matches, within the noise of the seeds,"
-    return f"is {words.points(row.difference.mean)} better than"
+        return "is within the noise of the seeds of"
+    return f"is {off} {'above' if row.difference.mean > 0 else 'below'}"
 
 
-def _times(gain: float | None) -> str:
-    """A gain turned around, as it reads in a sentence: a gain of 2.5 takes "40 % of"."""
-    return f"{words.number(100 / gain, 0 if gain < 20 else 1)} % of" if gain else "an unknown part of"
+def _one_seed(row: AccuracyRow) -> str:
+    return "" if row.within_noise is not None else ", so without an interval"
+
+
+def _part(gain: float | None) -> str:
+    """A gain turned around, as it reads in a sentence: a gain of 2.5 is "40 %"."""
+    return f"{words.number(100 / gain, 0 if gain < 20 else 1)} %" if gain else "an unknown part"
 
 
 def _gains(gain: Gain) -> str:
     return f"{words.ratio(gain.cycles)} in cycles and {words.ratio(gain.energy)} in energy"
 
 
-def _accuracy_alone(summary: Summary) -> str:
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _best_accuracy(summary: Summary) -> str:
     rows = [row for row in summary.accuracy if row.test_accuracy is not None]
     best = max(rows, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0.0)
     return f"Best test accuracy: {best.configuration.name} with {words.accuracy(best.test_accuracy)}."

@@ -61,7 +61,8 @@ def table(content: Table, *, caption: bool = True, emphasize: Iterable[int] = ()
     foot = "".join(f'<p class="note">{escape(text)}</p>' for text in (content.note,) if text)
     foot += f'<p class="note">Source: {escape(content.source)}</p>' if content.source else ""
     body = f"<table>{title}<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.title or "table")}">{body}</div>{foot}'
+    name = escape(content.title or "table")
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{body}</div>{foot}'
 
 
 def legend(keys: Iterable[Key]) -> str:

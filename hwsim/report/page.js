@@ -7,7 +7,7 @@
 
   const axis = (given) => ({
     gridcolor: line, zerolinecolor: line, linecolor: "#aab3bd", ticks: "outside", tickcolor: "#aab3bd", showline: true,
-    separatethousands: true, exponentformat: "power", ...given,
+    separatethousands: true, exponentformat: "none", ...given,
     title: given.title ? { standoff: 10, ...given.title } : { text: "" },
   });
 
@@ -19,13 +19,12 @@
       ...layout,
       xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
       showlegend: false, hovermode: "closest", dragmode: narrow() ? false : "zoom",
-      margin: { l: 8, r: 16, t: 12, b: 8 }, autosize: true,
+      margin: { l: 8, r: 24, t: 12, b: 8 }, autosize: true,
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13, color: ink },
       paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff",
       hoverlabel: { bgcolor: "#ffffff", bordercolor: muted, font: { color: ink }, align: "left" },
     }, {
-      responsive: true, displaylogo: false, displayModeBar: narrow() ? false : "hover",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+      responsive: true, displayModeBar: false, // drag to zoom, double-click to zoom out
     });
   }
 

@@ -52,12 +52,13 @@ class _Page:
         navigation = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in self.parts)
         body = "".join(f'<section id="{anchor}">{html}</section>' for anchor, _, html in self.parts)
         drawings = json.dumps([{"data": d.data, "layout": d.layout} for d in self.drawings], allow_nan=False)
+        title = escape(results.question or results.name)
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             '<link rel="icon" href="data:,">'
-            f"<title>{escape(results.question or results.name)}</title><style>{_asset('page.css')}</style></head><body>\n"
-            f"{self._head()}<nav aria-label=\"Sections\"><ul>{navigation}</ul></nav>\n<main>{body}</main>\n{self._foot()}"
+            f"<title>{title}</title><style>{_asset('page.css')}</style></head><body>\n{self._head()}"
+            f'<nav aria-label="Sections"><ul>{navigation}</ul></nav>\n<main>{body}</main>\n{self._foot()}'
             f'<script type="application/json" id="drawings">{_in_script(drawings)}</script>\n'
             f"<script>{_plotly()}</script>\n<script>{_asset('page.js')}</script></body></html>\n"
         )
@@ -66,10 +67,11 @@ class _Page:
 
     def _head(self) -> str:
         results = self.results
-        said = headline.sentences(results)
-        answer = markup.paragraphs(results.answer) + "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+        said = headline.paragraphs(results)
+        answer = markup.paragraphs(results.answer) + "".join(f"<p>{escape(paragraph)}</p>" for paragraph in said)
         gaps = "".join(f"<li>{escape(gap)}</li>" for gap in results.gaps())
-        gaps = f'<div class="answer gaps"><p>These parts are missing from the results:</p><ul>{gaps}</ul></div>' if gaps else ""
+        if gaps:
+            gaps = f'<div class="answer gaps"><p>Missing from the results:</p><ul>{gaps}</ul></div>'
         kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
         answer = f'<div class="answer">{answer}</div>' if answer else ""
         return (
@@ -79,14 +81,16 @@ class _Page:
 
     def _cards(self) -> str:
         cards = [
-            f"<div class=card><dt>{escape(card.title)}</dt><dd>{escape(card.value)}<small>{escape(card.note)}</small></dd></div>"
+            f'<div class="card"><dt>{escape(card.title)}</dt>'
+            f"<dd>{escape(card.value)}<small>{escape(card.note)}</small></dd></div>"
             for card in tables.cards(self.results)
         ]
         return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
 
     def _foot(self) -> str:
         made = self.results.provenance
-        return f"<footer><p>Drawn by hwsim {escape(made.hwsim)} from results.json alone, made {escape(made.created)}.</p></footer>"
+        text = f"Drawn by hwsim from results.json alone; the results were made by hwsim {made.hwsim}, {made.created}."
+        return f"<footer><p>{escape(text)}</p></footer>"
 
     # ---- sections
 
@@ -114,7 +118,8 @@ class _Page:
             figures.training_curves(results, "train_loss", "training loss", percent=False),
         ]
         self._add_figures("training", "Training", "How training went", curves, tables.events(results))
-        self._add_figures("sparsity", "What top-k keeps", "What top-k keeps", [figures.sparsity(results)], tables.sparsity(results))
+        kept = [figures.sparsity(results)]
+        self._add_figures("sparsity", "Kept", "What top-k keeps", kept, tables.sparsity(results))
         if results.simulations:
             self._add("assumptions", "Assumptions", "What the costs rest on", self._assumptions())
         self._add("provenance", "Provenance", "How these numbers came about", self._provenance())
@@ -181,10 +186,8 @@ class _Page:
                     name = escape(f"{configuration.name} on {machine.name}")
                     options.append(f'<option value="{value}">{name}</option>')
                     choices.append(f'<div data-chooser="{chooser}" data-choice="{value}">{self._figures(drawn)}</div>')
-        return (
-            f'<p class="chooser"><label>Show <select id="{chooser}" autocomplete="off">{"".join(options)}</select></label></p>'
-            + "".join(choices)
-        )
+        select = f'<select id="{chooser}" autocomplete="off">{"".join(options)}</select>'
+        return f'<p class="chooser"><label>Show {select}</label></p>' + "".join(choices)
 
     def _figures(self, drawn: Sequence[Figure]) -> str:
         if not drawn:
@@ -208,7 +211,8 @@ class _Page:
         notes = "".join(f"<li>{escape(note)}</li>" for note in tables.notes(results))
         content = f"<h3>To keep in mind</h3><ul>{notes}</ul>" if notes else ""
         for table in tables.assumptions(results):
-            content += f"<details><summary>{escape(table.title)}</summary>{markup.table(table, caption=False)}</details>"
+            body = markup.table(table, caption=False)
+            content += f"<details><summary>{escape(table.title)}</summary>{body}</details>"
         return content or "<p>The results record no assumptions.</p>"
 
     def _provenance(self) -> str:
@@ -229,7 +233,7 @@ def _asset(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only drawing pays for it
+    from plotly.offline import get_plotlyjs
 
     return _in_script(get_plotlyjs())
 
@@ -237,5 +241,3 @@ def _plotly() -> str:
 def _in_script(text: str) -> str:
     """Text that cannot end the script element that it stands in."""
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-

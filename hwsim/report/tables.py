@@ -15,8 +15,8 @@ from hwsim.summary import AccuracyRow, CostRow, Gain, Spread
 
 COST_NOTE = (
     "A step is one optimizer update on one mini-batch; its costs are means over the recorded steps. The backward pass "
-    "counts selection, gathering, scattering and element-wise work as well as its GEMMs. Time includes launch overhead. "
-    "Energies: nominal prices, then the range from low to high ones."
+    "counts selection, gathering, scattering and element-wise work as well as its GEMMs. Time includes launch "
+    "overhead. Energies are at nominal prices unless a range is given."
 )
 REPEATABLE = (
     "Casts, GEMMs, convolutions, our own sums, top-k and optimizer updates repeat bit for bit on any number of threads "
@@ -50,19 +50,20 @@ def cards(results: Results) -> list[Card]:
     summary = results.summary()
     found: list[Card] = []
     for finding in findings(summary):
-        best, accuracy = finding.best, finding.accuracy
-        if best is None or accuracy is None or best.gain_over_baseline is None:
+        best = finding.best
+        if best is None or best.gain_over_baseline is None:
             continue
-        name, machine = best.configuration.name, finding.accelerator
-        against = f"{name} against {summary.baseline}"
-        found.append(Card(f"Energy of a step, {machine}", f"{words.ratio(best.gain_over_baseline.energy)} less", against))
-        found.append(Card(f"Cycles of a step, {machine}", f"{words.ratio(best.gain_over_baseline.cycles)} fewer", against))
+        machine, gain = finding.accelerator, best.gain_over_baseline
+        against = f"{best.configuration.name} against {summary.baseline}"
+        found.append(Card(f"Energy of a step on {machine}", f"{words.ratio(gain.energy)} less", against))
+        found.append(Card(f"Cycles of a step on {machine}", f"{words.ratio(gain.cycles)} fewer", against))
         if best.gain_backward is not None and best.gain_step is not None:
+            note = (
+                f"in cycles; whole step {words.ratio(best.gain_step.cycles)} ({best.configuration.name}, same formats)"
+            )
             found.append(
                 Card(
-                    f"Top-k alone, {machine}",
-                    f"{words.ratio(best.gain_backward.cycles)} backward",
-                    f"{words.ratio(best.gain_step.cycles)} on the whole step, in cycles; same formats ({name})",
+                    f"Top-k alone, backward pass on {machine}", f"{words.ratio(best.gain_backward.cycles)} fewer", note
                 )
             )
     return found[:6]
@@ -93,8 +94,9 @@ def accuracy(results: Results) -> Table:
 def accuracy_note(results: Results) -> str:
     """What the accuracy table's words mean."""
     return (
-        f"Test accuracy is that of the selected epoch. {targets(results.summary())} “Against the baseline” is paired by "
-        "seed: mean and 95 % interval (Student's t); it is within noise if the interval holds zero. The baseline is shaded."
+        f"Test accuracy is that of the selected epoch. {targets(results.summary())} “Against the baseline” is paired "
+        "by seed: mean and 95 % interval (Student's t); it is within noise if the interval holds zero. The baseline is "
+        "shaded."
     )
 
 
@@ -122,40 +124,50 @@ def difference(spread: Spread | None) -> str | None:
     if spread.interval is None:
         return f"{text} (one seed)"
     low, high = (words.points(end).removesuffix(" points") for end in spread.interval)
-    within = ", within noise" if spread.interval[0] <= 0 <= spread.interval[1] else ""
-    return f"{text} ({low} to {high}{within})"
+    within = f", within{words.UNBROKEN}noise" if spread.interval[0] <= 0 <= spread.interval[1] else ""
+    return f"{text} ({words.span(low, high)}{within})"
 
 
 def costs(results: Results, machine: Machine) -> Table:
     """One row a configuration: what a step takes on one machine, and what the way to the target takes."""
     rows = [row for row in results.summary().costs if row.accelerator == machine.name]
+    targets_met = [row.to_target for row in rows if row.to_target is not None]
+    time, time_unit = words.time_scale(max((row.step.time_us for row in rows), default=0.0))
+    energy, energy_unit = words.energy_scale(max((row.step.energy_pj.nominal for row in rows), default=0.0))
+    long_time, long_time_unit = words.time_scale(max((cost.time_us for cost in targets_met), default=0.0))
+    long_energy, long_energy_unit = words.energy_scale(
+        max((cost.energy_pj.nominal for cost in targets_met), default=0.0)
+    )
+    many, many_word = words.count_scale(max((cost.cycles for cost in targets_met), default=0.0))
+
+    def cells(row: CostRow) -> list[Cell]:
+        price, goal = row.step.energy_pj, row.to_target
+        return [
+            row.configuration.name,
+            row.step.cycles,
+            row.backward.cycles,
+            row.step.time_us / time,
+            price.nominal / energy,
+            words.span(words.number(price.low / energy), words.number(price.high / energy)),
+            row.backward.energy_pj.nominal / energy,
+            goal.cycles / many if goal else None,
+            goal.time_us / long_time if goal else None,
+            goal.energy_pj.nominal / long_energy if goal else None,
+        ]
+
     columns = [
         Column(name="configuration"),
         Column(name="cycles", kind="number", digits=0),
-        Column(name="of them backward", kind="number", digits=0),
-        Column(name="time"),
-        Column(name="energy"),
-        Column(name="low to high prices"),
-        Column(name="of it backward"),
-        Column(name="time to the target"),
-        Column(name="energy to the target"),
+        Column(name="backward cycles", kind="number", digits=0),
+        Column(name="time", unit=time_unit, kind="number"),
+        Column(name="energy", unit=energy_unit, kind="number"),
+        Column(name="low to high prices", unit=energy_unit),
+        Column(name="backward energy", unit=energy_unit, kind="number"),
+        Column(name="cycles to the target", unit=many_word, kind="number"),
+        Column(name="time to the target", unit=long_time_unit, kind="number"),
+        Column(name="energy to the target", unit=long_energy_unit, kind="number"),
     ]
-    return Table(title=f"One step on {machine.name}", columns=columns, rows=[_cost_cells(row) for row in rows])
-
-
-def _cost_cells(row: CostRow) -> list[Cell]:
-    energy = row.step.energy_pj
-    return [
-        row.configuration.name,
-        row.step.cycles,
-        row.backward.cycles,
-        words.time(row.step.time_us),
-        words.energy(energy.nominal),
-        words.energy_range(energy),
-        words.energy(row.backward.energy_pj.nominal),
-        words.time(row.to_target.time_us) if row.to_target else None,
-        words.energy(row.to_target.energy_pj.nominal) if row.to_target else None,
-    ]
+    return Table(title=f"One step on {machine.name}", columns=columns, rows=[cells(row) for row in rows])
 
 
 def gains(results: Results, machine: Machine) -> Table:
@@ -185,7 +197,9 @@ def gains(results: Results, machine: Machine) -> Table:
 
 
 def _gain(gain: Gain | None) -> str | None:
-    return None if gain is None else f"{words.ratio(gain.cycles)} | {words.ratio(gain.energy)}"
+    if gain is None:
+        return None
+    return f"{words.ratio(gain.cycles)}{words.UNBROKEN}|{words.UNBROKEN}{words.ratio(gain.energy)}"
 
 
 def sparsity(results: Results) -> list[Table]:
@@ -231,7 +245,8 @@ def events(results: Results) -> list[Table]:
         trials = [trial.training for trial in results.trials if trial.configuration == configuration.name]
         for place in dict.fromkeys(place for trial in trials for place in trial.counters):
             found = [trial.counters[place] for trial in trials if place in trial.counters]
-            rows.append([configuration.name, place, *(_mean_of(events.get(name) for events in found) for name in names)])
+            means = [_mean_of(events.get(name) for events in found) for name in names]
+            rows.append([configuration.name, place, *means])
     if not rows:
         return []
     columns = [Column(name="configuration"), Column(name="place")]
@@ -249,7 +264,7 @@ def notes(results: Results) -> list[str]:
                 said[note].append(place)
     everything = len({(r.configuration, r.accelerator) for r in results.simulations})
     return [
-        note if len(places) == everything else f"{note} ({', '.join(places[:4])}{' and others' if len(places) > 4 else ''})"
+        note if len(places) == everything else f"{note} ({', '.join(places[:4])}{', …' if len(places) > 4 else ''})"
         for note, places in said.items()
     ]
 

@@ -8,6 +8,7 @@ from hwsim.records import EnergyRange
 from hwsim.summary import Spread
 
 UNKNOWN = "–"
+UNBROKEN = "\u00a0"  # a space at which a line does not break
 
 _ENERGY = ((1.0, "pJ"), (1e3, "nJ"), (1e6, "µJ"), (1e9, "mJ"), (1e12, "J"), (1e15, "kJ"))
 _TIME = ((1e-3, "ns"), (1.0, "µs"), (1e3, "ms"), (1e6, "s"))
@@ -61,12 +62,17 @@ def energy(value_pj: float | None) -> str:
     return _with_unit(_ENERGY, value_pj)
 
 
+def span(low: str, high: str) -> str:
+    """Write a range that stays on one line: "1.2 to 3.4"."""
+    return f"{low}{UNBROKEN}to{UNBROKEN}{high}"
+
+
 def energy_range(value: EnergyRange | None) -> str:
     """Write low and high of an energy in the unit of its high end: "1.2 to 3.4 µJ"."""
     if value is None:
         return UNKNOWN
     divisor, unit = energy_scale(value.high)
-    return f"{number(value.low / divisor)} to {number(value.high / divisor)} {unit}"
+    return f"{span(number(value.low / divisor), number(value.high / divisor))} {unit}"
 
 
 def time(value_us: float | None) -> str:

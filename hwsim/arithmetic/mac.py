@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
+from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow, Rounding
 from hwsim.arithmetic.storage import Cast
@@ -99,6 +100,8 @@ class Fused:
             {2, 3} (mma.sync FP8 on Hopper and B200).
         addend: "first" puts c into the first step; "last" starts from 0 and adds c by one ordinary
             nearest-even addition in the output format.
+        inputs: format in which the operands are decoded: its subnormals keep the smallest exponent, unnormalized,
+            and bits beyond its mantissa are ignored (tf32). None decodes float32.
     """
 
     terms: int
@@ -106,6 +109,7 @@ class Fused:
     output: Cast = field(default_factory=lambda: Cast("float32", "toward_zero"))
     groups: int = 1
     addend: Literal["first", "last"] = "first"
+    inputs: FloatingPoint | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.terms <= 1024:
@@ -124,6 +128,8 @@ class Fused:
             text += f", groups={self.groups}"
         if self.addend != "first":
             text += f", addend={self.addend}"
+        if self.inputs is not None:
+            text += f", inputs={self.inputs}"
         return text + ")"
 
 
@@ -159,8 +165,8 @@ def parse_order(text: str | Order) -> Order:
         return Chunked(_integer(parts[0], text), Cast.parse(parts[1]) if len(parts) == 2 else None)
     plain = [p for p in parts if "=" not in p]
     named = dict(p.split("=", 1) for p in parts if "=" in p)
-    if not 2 <= len(plain) <= 3 or set(named) - {"groups", "addend"}:
-        form = "fused(terms, fraction bits, output cast, groups=1, addend=first)"
+    if not 2 <= len(plain) <= 3 or set(named) - {"groups", "addend", "inputs"}:
+        form = "fused(terms, fraction bits, output cast, groups=1, addend=first, inputs=float32)"
         raise SpecError(f"order: got {text!r}, expected {form}")
     output = Cast.parse(plain[2]) if len(plain) == 3 else Cast("float32", "toward_zero")
     return Fused(
@@ -169,6 +175,7 @@ def parse_order(text: str | Order) -> Order:
         output,
         _integer(named.get("groups", "1"), text),
         named.get("addend", "first"),  # type: ignore[arg-type]
+        _inputs(named["inputs"]) if "inputs" in named else None,
     )
 
 
@@ -318,7 +325,7 @@ _HARDWARE: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str, str], ...] = 
 def named_macs() -> dict[str, str]:
     """Return the text form of every hardware MAC by name CHIP.INPUT.OUTPUT.INSTRUCTION."""
     return {
-        f"{chip}.{source}.{output}.{instruction}": f"{output}, order={order}"
+        f"{chip}.{source}.{output}.{instruction}": f"{output}, order={order[:-1]}, inputs={source})"
         for chips, inputs, output, instruction, order in _HARDWARE
         for chip in chips
         for source in inputs
@@ -348,6 +355,13 @@ def split_commas(text: str) -> list[str]:
             parts.append(text[start:position].strip())
             start = position + 1
     return [*parts, text[start:].strip()]
+
+
+def _inputs(name: str) -> FloatingPoint:
+    fmt = parse_format(name.strip())
+    if not isinstance(fmt, FloatingPoint):
+        raise SpecError(f"order fused: got inputs {fmt}, expected a float format")
+    return fmt
 
 
 def _integer(text: str, whole: str) -> int:

@@ -17,7 +17,7 @@ from hwsim.report.palette import INK, MUTED, Palette
 from hwsim.section import Axis, Cell, Column, Figure, Series, Table
 
 _MOST_ROWS = 200
-_LABEL_WIDTH = 26
+_LABEL_WIDTH, _NARROW_LABEL_WIDTH = 26, 15  # characters, on a wide and on a narrow screen
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,7 @@ def _layout(figure: Figure) -> dict[str, Any]:
     if figure.horizontal:
         along |= {"autorange": "reversed", "title": None, "showgrid": False}
         layout |= {"xaxis": across, "yaxis": along}
+        layout["meta"] = {"narrow_labels": [_wrapped(name, _NARROW_LABEL_WIDTH) for name in names]}
     else:
         layout |= {"xaxis": along, "yaxis": across}
     if figure.lines:
@@ -333,8 +334,8 @@ def _values(figure: Figure, letter: str) -> list[float]:
     ]
 
 
-def _wrapped(name: str) -> str:
-    return "<br>".join(escape(line) for line in textwrap.wrap(name, _LABEL_WIDTH) or [name])
+def _wrapped(name: str, width: int = _LABEL_WIDTH) -> str:
+    return "<br>".join(escape(line) for line in textwrap.wrap(name, width) or [name])
 
 
 def _reference_lines(figure: Figure) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -18,10 +18,10 @@ PASSES = ("forward", "loss", "grad_input", "grad_weight", "selection", "other ba
 """The parts of a step in the order they are drawn; every op belongs to exactly one."""
 
 _BAR_OF_WORK = {
-    "dense": " without selection",
-    "zeros": " without selection, ReLU zeros skipped",
+    "dense": ", unpruned",
+    "zeros": ", unpruned, zeros skipped",
     "trained": "",
-    "ideal": ", selection for free",
+    "ideal": ", selection free",
 }
 _SELECTION_KINDS = ("select", "gather", "scatter")
 _MARKER_OF_GEMM = {"output": "circle", "grad_input": "triangle-up", "grad_weight": "square"}
@@ -129,24 +129,31 @@ def by_pass(results: Results, machine: Machine, what: str) -> Figure | None:
         stacked=True,
         horizontal=True,
         caption=(
-            "“without selection” is the same step, formats and machine, unpruned. Selection is finding, gathering "
-            "and scattering what top-k kept." + (" Energy at nominal prices." if what == "energy" else "")
+            "Unpruned: the same step, formats and machine without top-k; left out where it equals a bar above. "
+            "Selection: finding, gathering and scattering what top-k kept."
+            + (" Energy at nominal prices." if what == "energy" else "")
         ),
     )
 
 
 def step_bars(results: Results, machine: Machine) -> list[tuple[str, list[SimulationRecord]]]:
-    """The simulated steps on one machine by the name of their bar, dense twins right before their top-k ones."""
+    """The simulated steps on one machine by the name of their bar, rivals right before their top-k configuration.
+
+    An unpruned rival that costs exactly what a bar before it costs (the dense configuration of the same formats, or
+    the rival of another k) would show the same bar again and is left out.
+    """
     bars: list[tuple[str, list[SimulationRecord]]] = []
+    seen: set[tuple[float, float]] = set()
     for configuration in results.configurations:
         for work, suffix in _BAR_OF_WORK.items():
-            records = [
-                s
-                for s in results.simulations
-                if (s.configuration, s.accelerator, s.work) == (configuration.name, machine.name, work)
-            ]
-            if records:
+            wanted = (configuration.name, machine.name, work)
+            records = [s for s in results.simulations if (s.configuration, s.accelerator, s.work) == wanted]
+            if not records:
+                continue
+            cost = (records[0].step_cycles[0], records[0].step_energy_pj[0])
+            if work != "dense" or cost not in seen:
                 bars.append((configuration.name + suffix, records))
+            seen.add(cost)
     return bars
 
 

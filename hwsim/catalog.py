@@ -38,6 +38,17 @@ def accelerators() -> dict[str, Path]:
     return {name: path for name, path in files.items() if _schema_kind(path) == "accelerator"}
 
 
+def energy_tables() -> dict[str, Path]:
+    """Shipped tables of energy prices by name; they lie beside the accelerators."""
+    files = _files(_shipped_folder("accelerators"), ".yaml")
+    return {name: path for name, path in files.items() if _schema_kind(path) == "energy"}
+
+
+def experiments() -> dict[str, Path]:
+    """Experiment files that are at hand by name: "quickstart", and the studies of a checkout."""
+    return {"quickstart": _PACKAGE / "quickstart.yaml", **reports()}
+
+
 def reports() -> dict[str, Path]:
     """Experiment files of the studies in ``reports/``, by folder name; empty where hwsim runs without its checkout."""
     folder = _PACKAGE.parent / "reports"
@@ -101,7 +112,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """
     from hwsim.experiment import Experiment
 
-    path = _find("experiment", name_or_path, {"quickstart": _PACKAGE / "quickstart.yaml", **reports()}, None)
+    path = _find("experiment", name_or_path, experiments(), None)
     return load_yaml(path, Experiment).in_folder(path.parent)
 
 
@@ -136,11 +147,11 @@ def _find(kind: str, name: str | Path, shipped: dict[str, Path], folder: Path | 
     raise SpecError(unknown_name(kind, name, shipped))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: str, known: Iterable[str], listing: bool = True) -> str:
     """The message for a name that nothing shipped has."""
     names = list(known)
-    hint = near(name, names) or f" Shipped: {', '.join(names) or 'none'}."
-    return f"{kind}: got {name!r}, which is neither shipped nor a path.{hint}"
+    hint = near(name, names) or (f"; shipped are {', '.join(names) or 'none'}" if listing else "")
+    return f"{kind}: got {name!r}, which is neither shipped nor a path{hint}"
 
 
 def _import(path: Path) -> Any:

@@ -37,7 +37,7 @@ def _precision_form(value: Any) -> str:
 
 def _known_precision(name: str) -> str:
     if name not in PRESETS and not is_path(name):
-        raise SpecError(f"got {name!r}, expected one of {', '.join(PRESETS)}, or ./plan.yaml.{near(name, PRESETS)}")
+        raise SpecError(f"got {name!r}, expected one of {', '.join(PRESETS)}, or ./plan.yaml{near(name, PRESETS)}")
     return name
 
 
@@ -117,7 +117,7 @@ class Configuration(Spec):
             if root not in PointSettings.model_fields:
                 expected = ", ".join(PointSettings.model_fields)
                 hint = near(root, PointSettings.model_fields)
-                problem = f"unknown setting, expected it to start with one of {expected}.{hint}"
+                problem = f"unknown setting, expected it to start with one of {expected}{hint}"
                 raise field_problem(("grid", key), problem)
         for chosen in self.choices():
             plain = self.apply(chosen)
@@ -202,7 +202,7 @@ class Experiment(Spec):
         names = [name for name, _, _ in self._spread()]
         if self.baseline is not None and self.baseline not in names:
             raise field_problem(
-                "baseline", f"got {self.baseline!r}, expected one of {', '.join(names)}.{near(self.baseline, names)}"
+                "baseline", f"got {self.baseline!r}, expected one of {', '.join(names)}{near(self.baseline, names)}"
             )
         problems: list[tuple[Place, str]] = []
         for _, family, settings in self._spread():

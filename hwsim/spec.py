@@ -29,7 +29,7 @@ from hwsim.arithmetic.mac import MacSpec, parse_mac
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.arithmetic.rounding import Rounding
-from hwsim.arithmetic.storage import Cast
+from hwsim.arithmetic.storage import Cast, as_cast
 from hwsim.document import Document, Place, locate_json, parse_json, parse_yaml, read_text
 from hwsim.errors import SpecError
 from hwsim.spec_errors import describe_problems, near
@@ -104,7 +104,7 @@ def load_json(source: Path | str, model: type[Model], *, file: str | None = None
 
 
 def dump_yaml(value: Spec) -> str:
-    """Write a Spec as the YAML text that `load_yaml` reads back to an equal value (defaults written out)."""
+    """Write a Spec as the YAML text that `load_yaml` reads back to an equal value (defaults written out, nulls left out)."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt", pure=True)
@@ -112,7 +112,7 @@ def dump_yaml(value: Spec) -> str:
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
     out = io.StringIO()
-    yaml.dump(to_plain(value), out)
+    yaml.dump(_without_nulls(to_plain(value)), out)
     return out.getvalue()
 
 
@@ -125,6 +125,13 @@ def to_plain(value: Spec) -> dict[str, Any]:
     """Plain data of a Spec, the schema first."""
     schema = {"schema": value.SCHEMA} if value.SCHEMA else {}
     return {**schema, **value.model_dump(mode="json")}
+
+
+def _without_nulls(value: Any) -> Any:
+    """The same data without the keys that say nothing."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def from_plain(data: Any, model: type[Model], *, file: str | None = None) -> Model:
@@ -201,11 +208,9 @@ def _as_rounding(value: Any) -> Rounding:
 
 
 def _as_cast(value: Any) -> Cast:
-    if isinstance(value, Cast):
-        return value
     if isinstance(value, dict):
         return Cast(**_known(value, ("format", "rounding", "overflow", "nan"), required="format"))
-    return Cast(parse_format(value))
+    return as_cast(value)
 
 
 def _as_mac(value: Any) -> MacSpec:
@@ -220,19 +225,13 @@ def _as_mac(value: Any) -> MacSpec:
 def _known(value: dict[str, Any], keys: tuple[str, ...], required: str | None = None) -> dict[str, Any]:
     for key in value:
         if key not in keys:
-            raise SpecError(f"unknown key {key!r}, expected {', '.join(keys)}.{near(key, keys)}")
+            raise SpecError(f"unknown key {key!r}, expected one of {', '.join(keys)}{near(key, keys)}")
     if required is not None and required not in value:
         raise SpecError(f"key {required!r} is missing")
     return dict(value)
 
 
-def _plain_cast(cast: Cast) -> Any:
-    if cast == Cast(cast.format):
-        return str(cast.format)
-    return {name: str(getattr(cast, name)) for name in ("format", "rounding", "overflow", "nan")}
-
-
 Format = Annotated[NumberFormat, PlainValidator(_as_format), PlainSerializer(str)]
 RoundingField = Annotated[Rounding, PlainValidator(_as_rounding), PlainSerializer(str)]
-CastField = Annotated[Cast, PlainValidator(_as_cast), PlainSerializer(_plain_cast)]
+CastField = Annotated[Cast, PlainValidator(_as_cast), PlainSerializer(str)]
 MacField = Annotated[MacSpec, PlainValidator(_as_mac), PlainSerializer(str)]

@@ -28,14 +28,14 @@ _PLAIN_TYPES = {
 
 
 def near(word: str, allowed: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest allowed word, or nothing.
+    """Return ``. Did you mean 'x'?`` for the closest allowed word, or nothing.
 
     >>> near("acumulator", ("accumulator", "order"))
-    " Did you mean 'accumulator'?"
+    ". Did you mean 'accumulator'?"
     """
     folded = {str(name).lower(): str(name) for name in allowed}
     match = difflib.get_close_matches(str(word).lower(), folded, n=1, cutoff=0.6)
-    return f" Did you mean {folded[match[0]]!r}?" if match else ""
+    return f". Did you mean {folded[match[0]]!r}?" if match else ""
 
 
 def describe_problems(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
@@ -90,7 +90,9 @@ def _one_per_value(
 def _inner_place(found: Mapping[str, Any]) -> Place:
     if found["type"] == "field_problem":
         field = found["ctx"]["field"]
-        return tuple(field) if not isinstance(field, str) else tuple(field.split(".")) if field else ()
+        if isinstance(field, str):
+            return tuple(int(part) if part.isdigit() else part for part in field.split(".") if part)
+        return tuple(field)
     return ()
 
 
@@ -111,8 +113,7 @@ def _message(place: Place, found: list[Mapping[str, Any]], model: type[BaseModel
     if kind == "union_tag_invalid":
         tag = str(first["ctx"]["tag"])
         choices = [choice.strip(" '") for choice in first["ctx"]["expected_tags"].split(",")]
-        close = near(tag, choices)
-        return f"{_tag_name(first)}: got {tag!r}, expected one of {', '.join(choices)}{'.' + close if close else ''}"
+        return f"{_tag_name(first)}: got {tag!r}, expected one of {', '.join(choices)}{near(tag, choices)}"
     got = first["input"]
     wanted = dict.fromkeys(_expected(finding, place, model) for finding in found)
     expected = " or ".join(text for text in wanted if not any(text != other and text in other for other in wanted))
@@ -136,7 +137,7 @@ def _unknown_key(place: Place, model: type[BaseModel]) -> str:
     key = str(place[-1])
     allowed = sorted({name for member in _models_at(place[:-1], model) for name in _file_keys(member)})
     hint = near(key, allowed)
-    return f"unknown key.{hint}" if hint else f"unknown key, expected one of {', '.join(allowed)}"
+    return f"unknown key{hint}" if hint else f"unknown key, expected one of {', '.join(allowed)}"
 
 
 def _file_keys(model: type[BaseModel]) -> list[str]:
@@ -179,8 +180,7 @@ def _hint(place: Place, got: Any, found: list[Mapping[str, Any]]) -> str:
             unit = " (the unit is in the key)" if match[2] and name.endswith(_UNIT_SUFFIXES) else ""
             return f"{unit}. Did you mean {match[1]}?"
         expected = " ".join(finding.get("ctx", {}).get("expected", "") for finding in found)
-        close = near(got, re.findall(r"'([^']*)'", expected))
-        return f".{close}" if close else ""
+        return near(got, re.findall(r"'([^']*)'", expected))
     if isinstance(got, bool):
         return ""
     if isinstance(got, int | float) and "string_type" in kinds:

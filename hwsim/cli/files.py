@@ -1,0 +1,68 @@
+"""Files of any kind: reading one as what its schema line says, and checking it as deeply as possible."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from hwsim.catalog import accelerators, energy_tables, experiments, load_model, models
+from hwsim.document import parse_json, parse_yaml, read_text
+from hwsim.errors import SpecError
+from hwsim.spec import Spec, load_json, load_yaml
+from hwsim.spec_errors import near
+
+
+def read_any(path: Path) -> Spec:
+    """Read a YAML or JSON file as whatever its schema line says it is.
+
+    Raises:
+        SpecError: the file is missing, says no schema that hwsim knows, or holds mistakes (all of them are named).
+    """
+    document = (
+        parse_json(read_text(path), str(path)) if path.suffix == ".json" else parse_yaml(read_text(path), str(path))
+    )
+    schema = document.data.get("schema") if isinstance(document.data, dict) else None
+    kind = str(schema).partition("/")[0]
+    homes = _file_kinds()
+    if kind not in homes:
+        found = f"got {schema!r}" if schema is not None else "missing"
+        line = document.line(("schema",))
+        raise SpecError.at(str(path), line, "schema", f"{found}, expected one of {', '.join(homes)}{near(kind, homes)}")
+    module, name = homes[kind]
+    model = getattr(importlib.import_module(module), name)
+    value: Spec = load_json(path, model) if path.suffix == ".json" else load_yaml(path, model)
+    return value.in_folder(path.parent) if kind == "experiment" else value  # type: ignore[attr-defined]
+
+
+def _file_kinds() -> dict[str, tuple[str, str]]:
+    """Schema to the class that reads it, imported only when such a file is met."""
+    return {
+        "accelerator": ("hwsim.hardware.accelerator", "Accelerator"),
+        "energy": ("hwsim.hardware.energy", "EnergyTable"),
+        "experiment": ("hwsim.experiment", "Experiment"),
+        "plan": ("hwsim.training.plan_file", "PlanSpec"),
+        "results": ("hwsim.results", "Results"),
+    }
+
+
+def shipped_files() -> list[Path]:
+    """Every file that ships with hwsim and can be wrong."""
+    named = [models(), accelerators(), energy_tables(), experiments()]
+    return [path for files in named for path in files.values()]
+
+
+def check_file(path: Path) -> None:
+    """Check one file as deeply as possible without training.
+
+    Raises:
+        SpecError: everything that is wrong with it.
+        UnsupportedError: what it asks for cannot be done.
+    """
+    if path.suffix == ".py":
+        read_text(path)
+        load_model(path)
+        return
+    value = read_any(path)
+    check = getattr(value, "check", None)
+    if check is not None:
+        check()

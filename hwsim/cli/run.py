@@ -1,0 +1,64 @@
+"""`hwsim run`: an experiment file from training to the page."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hwsim.experiment import Experiment
+
+
+class Half(StrEnum):
+    """One half of a run."""
+
+    TRAIN = "train"
+    SIMULATE = "simulate"
+
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data sets (default: HWSIM_DATA, then the cache).")]
+
+
+def run(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for records and results (default: runs/NAME).")] = None,
+    only: Annotated[Half | None, typer.Option(help="Do one half only.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted run to the same numbers.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train and simulate what an experiment file asks for, and write results.json and the page index.html.
+
+    \b
+    Examples:
+      hwsim run my_study.yaml
+      hwsim run my_study.yaml --out runs/second --resume
+      hwsim run my_study.yaml --only simulate      (after changing an accelerator)
+    """
+    from hwsim.catalog import load_experiment
+
+    run_and_report(load_experiment(experiment), out, only, resume, data_dir, f"hwsim run {experiment}")
+
+
+def run_and_report(
+    experiment: Experiment, out: Path | None, only: str | None, resume: bool, data_dir: Path | None, command: str
+) -> None:
+    """Run with a progress display, print the tables, write the page, say where it is."""
+    from hwsim import pipeline
+    from hwsim.cli.screen import messages, output, run_progress
+    from hwsim.cli.summary import print_summary
+    from hwsim.report.page import write_page
+
+    folder = out or Path("runs") / experiment.name
+    try:
+        with run_progress() as progress:
+            results = pipeline.run(experiment, folder, only=only, resume=resume, progress=progress, data_dir=data_dir)
+    except KeyboardInterrupt:
+        again = command if out is None else f"{command} --out {out}"
+        messages().print(f"Interrupted. What is done is kept in {folder}; finish with: {again} --resume", markup=False)
+        raise typer.Exit(130) from None
+    page = write_page(results, folder)
+    print_summary(results)
+    output().print(f"\nReport: {page}", markup=False)

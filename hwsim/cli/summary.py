@@ -1,0 +1,87 @@
+"""The tables that a run ends with: accuracy, cost of a step and to the target, what top-k gains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwsim.cli.screen import output, print_table
+
+if TYPE_CHECKING:
+    from hwsim.results import Results
+    from hwsim.summary import AccuracyRow, Cost, CostRow, Gain, Spread
+
+MISSING = "-"
+
+
+def print_summary(results: Results) -> None:
+    """Print what the page shows first."""
+    summary = results.summary()
+    target = summary.target_accuracy
+    goal = "" if target is None else f" (target: dev accuracy {target:.2%}, {summary.target_rule})"
+    print_table(
+        f"Accuracy{goal}",
+        ("configuration", "precision", "sparse", "test accuracy", "vs baseline", "steps to target"),
+        [_accuracy_cells(row, results) for row in summary.accuracy],
+        right=("test accuracy", "vs baseline", "steps to target"),
+    )
+    for machine in results.machines:
+        rows = [row for row in summary.costs if row.accelerator == machine.name]
+        if not rows:
+            continue
+        output().print()
+        print_table(
+            f"One training step on {machine.name}, and all steps to the target accuracy",
+            ("configuration", "cycles", "time us", "energy uJ", "to target ms", "mJ", "top-k gain: backward", "step"),
+            [_cost_cells(row) for row in rows],
+            right=("cycles", "time us", "energy uJ", "to target ms", "mJ", "top-k gain: backward", "step"),
+        )
+    for gap in results.gaps():
+        output().print(f"Missing: {gap}", markup=False)
+
+
+def _accuracy_cells(row: AccuracyRow, results: Results) -> tuple[str, ...]:
+    name = row.configuration.name
+    difference = MISSING
+    if name == results.baseline:
+        difference = "baseline"
+    elif row.difference is not None:
+        difference = f"{row.difference.mean * 100:+.2f} points"
+    steps = row.steps_to_target
+    reached = f"{steps.mean:.0f}" if steps else MISSING
+    if row.reached_target < row.trials:
+        reached += f" ({row.reached_target} of {row.trials} trials)"
+    return (
+        name,
+        row.configuration.precision,
+        row.configuration.sparse or "dense",
+        _accuracy(row.test_accuracy) + (f", {row.diverged} diverged" if row.diverged else ""),
+        difference,
+        reached,
+    )
+
+
+def _accuracy(spread: Spread | None) -> str:
+    if spread is None:
+        return MISSING
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation * 100:.2f}"
+    return f"{spread.mean * 100:.2f}{deviation} %"
+
+
+def _cost_cells(row: CostRow) -> tuple[str, ...]:
+    target: Cost | None = row.to_target
+    return (
+        row.configuration.name,
+        f"{row.step.cycles:,.0f}",
+        f"{row.step.time_us:,.1f}",
+        f"{row.step.energy_pj.nominal / 1e6:,.2f}",
+        MISSING if target is None else f"{target.time_us / 1e3:,.1f}",
+        MISSING if target is None else f"{target.energy_pj.nominal / 1e9:,.2f}",
+        _gain(row.gain_backward),
+        _gain(row.gain_step),
+    )
+
+
+def _gain(gain: Gain | None) -> str:
+    if gain is None or gain.cycles is None or gain.energy is None:
+        return MISSING
+    return f"{gain.cycles:.2f}x cycles, {gain.energy:.2f}x energy"

@@ -1,0 +1,329 @@
+"""The whole path: an experiment is trained, its steps are simulated, and everything found becomes `Results`.
+
+Every trial and every simulated step is written to the output folder when it is done, under the hash of all that
+determines it. An interrupted run is finished by `resume=True`, which reads those records instead of computing them
+again and so ends with the same numbers::
+
+    runs/NAME/trials/KEY.json          what training found, and beside it the recorded steps (KEY.workload.json, .npz)
+    runs/NAME/simulations/KEY.json     one step on one accelerator
+    runs/NAME/results.json             all of it, with provenance
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import hwsim
+from hwsim import provenance
+from hwsim.catalog import load_accelerator, load_experiment, load_model, model_file
+from hwsim.data.dataset import Dataset, load
+from hwsim.errors import SpecError
+from hwsim.experiment import Experiment, Point
+from hwsim.hardware.accelerator import Accelerator
+from hwsim.hardware.energy import load_energy_table
+from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
+from hwsim.results import Provenance, Results, write_atomically
+from hwsim.spec import Spec, dump_json, load_json, to_plain
+from hwsim.workload import Workload
+
+Work = Literal["trained", "dense"]
+Record = TypeVar("Record", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands, for a progress display."""
+
+    stage: Literal["train", "simulate"]
+    index: int  # the trial or simulation at work, counted from 0
+    count: int
+    name: str  # "fp8_topk, seed 0"
+    share: float  # how much of it is done, 0 to 1
+    note: str = ""
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes, and whom it tells."""
+
+    folder: Path
+    resume: bool
+    report: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One configuration to be trained with one seed."""
+
+    point: Point
+    seed: int
+    key: str
+
+    @property
+    def name(self) -> str:
+        """How the trial is called on screen."""
+        return f"{self.point.name}, seed {self.seed}"
+
+
+def run(
+    experiment: Experiment | Path | str,
+    out: Path | str | None = None,
+    only: str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    data_dir: Path | str | None = None,
+) -> Results:
+    """Train and simulate everything that an experiment asks for, and write ``results.json``.
+
+    Args:
+        experiment: the experiment, its file, or a shipped name.
+        out: folder for records and results; ``runs/NAME`` unless given.
+        only: "train" stops before simulation; "simulate" uses what was trained into `out` before.
+        resume: use the records of an interrupted run in `out` instead of computing them again.
+        progress: called with a `Step` as work goes on.
+        data_dir: folder of the data sets; HWSIM_DATA or the user's cache unless given.
+
+    Raises:
+        SpecError: a mistake in the experiment or a file it names, or another run is using `out`.
+        UnsupportedError: this machine or a back end cannot do what is asked.
+    """
+    if only not in (None, "train", "simulate"):
+        raise SpecError(f"only: got {only!r}, expected 'train' or 'simulate'")
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    points, machines = experiment.points(), _accelerators(experiment)
+    paths = Paths(Path(out) if out is not None else Path("runs") / experiment.name, resume, progress or _ignore)
+    started = time.monotonic()
+    with _locked(paths.folder):
+        data = load(experiment.data, data_dir)
+        trials = [
+            Trial(point, seed, _trial_key(experiment, point, seed, data))
+            for point in points
+            for seed in experiment.seeds
+        ]
+        records = _read_all(trials, paths) if only == "simulate" else _train_all(experiment, trials, data, paths)
+        simulations = [] if only == "train" else _simulate_all(experiment, records, machines, paths)
+        results = Results(
+            experiment=to_plain(experiment),
+            configurations=tuple(_configuration(point) for point in points),
+            trials=tuple(records.values()),
+            machines=tuple(Machine.of(accelerator) for accelerator in machines),
+            simulations=tuple(simulations),
+            target_accuracy=experiment.target_accuracy,
+            provenance=_provenance(records.values(), data, time.monotonic() - started),
+        )
+        results.write(paths.folder / "results.json")
+    return results
+
+
+def _ignore(step: Step) -> None:
+    """The progress display of a caller who wants none."""
+
+
+# ---- training
+
+
+def _trial_key(experiment: Experiment, point: Point, seed: int, data: Dataset) -> str:
+    return _key(
+        code=provenance.training_code(),
+        torch=provenance.versions().get("torch", ""),
+        model=provenance.hash_source(model_file(point.model, experiment.folder)),
+        arguments=dict(point.model_arguments),
+        data=[data.name, data.sha256],
+        recipe=to_plain(point.recipe),
+        plan=repr(point.plan),
+        sparse=repr(point.sparse),
+        seed=seed,
+        profile=experiment.profile,
+    )
+
+
+def _read_all(trials: Sequence[Trial], paths: Paths) -> dict[Trial, TrialRecord]:
+    """What was trained before; an error names the first trial that is missing."""
+    records = {}
+    for trial in trials:
+        record = _read_trial(trial, paths)
+        if record is None:
+            raise SpecError(
+                f"{paths.folder}: holds no record of {trial.name} with these settings, data and code; "
+                "run without --only first"
+            )
+        records[trial] = record
+    return records
+
+
+def _train_all(
+    experiment: Experiment, trials: Sequence[Trial], data: Dataset, paths: Paths
+) -> dict[Trial, TrialRecord]:
+    records = {}
+    for index, trial in enumerate(trials):
+        here = Step("train", index, len(trials), trial.name, 0.0)
+        paths.report(here)
+        record = _read_trial(trial, paths) if paths.resume else None
+        if record is None:
+            record = _train(experiment, trial, data, paths, here)
+        paths.report(replace(here, share=1.0, note=_outcome(record)))
+        records[trial] = record
+    return records
+
+
+def _read_trial(trial: Trial, paths: Paths) -> TrialRecord | None:
+    record = _read(_place(trial, paths), TrialRecord)  # two configurations of one meaning share a record
+    return record and record.model_copy(update={"configuration": trial.point.name})
+
+
+def _place(trial: Trial, paths: Paths) -> Path:
+    return paths.folder / "trials" / f"{trial.key}.json"
+
+
+def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, here: Step) -> TrialRecord:
+    from hwsim.training.loop import train  # torch is loaded only when something is trained
+
+    point = trial.point
+    result = train(
+        load_model(point.model, experiment.folder, **point.model_arguments),
+        plan=point.plan,
+        data=data,
+        sparse=point.sparse,
+        seed=trial.seed,
+        recipe=point.recipe,
+        out=paths.folder / "trials" / f"{trial.key}.checkpoint",
+        resume=paths.resume,
+        progress=lambda share, note="": paths.report(replace(here, share=share, note=note)),
+    )
+    arrays = _write_workload(result.workload, paths.folder, trial.key)
+    record = TrialRecord(key=trial.key, configuration=point.name, training=result.summary, arrays=arrays)
+    write_atomically(_place(trial, paths), dump_json(record))
+    return record
+
+
+def _write_workload(workload: Workload, folder: Path, key: str) -> dict[str, str]:
+    path = folder / "trials" / f"{key}.workload.json"
+    workload.write(path)
+    return {"workload": str(path.relative_to(folder))}
+
+
+def _outcome(record: TrialRecord) -> str:
+    accuracy = record.training.test_accuracy
+    return record.training.outcome if accuracy is None else f"test accuracy {accuracy:.2%}"
+
+
+def _configuration(point: Point) -> Configuration:
+    return Configuration(
+        name=point.name,
+        family=point.family,
+        precision=str(point.plan),
+        sparse=None if point.sparse is None else str(point.sparse),
+        settings=dict(point.settings),
+    )
+
+
+# ---- simulation
+
+
+def _accelerators(experiment: Experiment) -> tuple[Accelerator, ...]:
+    loaded = tuple(load_accelerator(name, experiment.folder) for name in experiment.accelerators)
+    names = [accelerator.name for accelerator in loaded]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"accelerators: two of them have the name {name!r}, expected each name once")
+    return loaded
+
+
+def _simulate_all(
+    experiment: Experiment, records: Mapping[Trial, TrialRecord], machines: Sequence[Accelerator], paths: Paths
+) -> list[SimulationRecord]:
+    jobs = [
+        (trial, accelerator, work)
+        for accelerator in machines
+        for trial in records
+        for work in (("trained", "dense") if trial.point.sparse else ("trained",))
+    ]
+    found = []
+    for index, (trial, accelerator, work) in enumerate(jobs):
+        name = f"{trial.name} on {accelerator.name}{' without selection' if work == 'dense' else ''}"
+        here = Step("simulate", index, len(jobs), name, 0.0)
+        paths.report(here)
+        found.append(_simulate(experiment, trial, records[trial], accelerator, work, paths))
+        paths.report(replace(here, share=1.0))
+    return found
+
+
+def _simulate(
+    experiment: Experiment, trial: Trial, record: TrialRecord, accelerator: Accelerator, work: Work, paths: Paths
+) -> SimulationRecord:
+    from hwsim.simulation.engine import simulate  # simpy is loaded only when something is simulated
+
+    key = _key(
+        code=provenance.simulation_code(),
+        trial=trial.key,
+        work=work,
+        engine=experiment.engine,
+        accelerator=to_plain(accelerator),
+        prices=to_plain(load_energy_table(accelerator.energy.table)),
+    )
+    place = paths.folder / "simulations" / f"{key}.json"
+    done = _read(place, SimulationRecord) if paths.resume else None
+    if done is not None:
+        return done.model_copy(update={"configuration": trial.point.name})
+    workload = Workload.read(paths.folder / record.arrays["workload"])
+    result = simulate(workload.dense() if work == "dense" else workload, accelerator, engine=experiment.engine)
+    simulated = SimulationRecord.of(trial.point.name, trial.seed, work, result)
+    write_atomically(place, dump_json(simulated))
+    return simulated
+
+
+# ---- the output folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one run; the lock goes when the process does, however it ends."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise SpecError(f"{folder}: cannot be written to ({error.strerror or error})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SpecError(
+                f"{folder}: another run is using this folder, wait for it or choose another --out"
+            ) from None
+        yield
+
+
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    return load_json(path, kind) if path.is_file() else None
+
+
+def _provenance(records: Iterable[TrialRecord], data: Dataset, wall_s: float) -> Provenance:
+    backends = {name for record in records for name in record.training.backends}
+    return Provenance(
+        hwsim=hwsim.__version__,
+        code=provenance.code_state(),
+        created=provenance.now(),
+        wall_s=wall_s,
+        versions=provenance.versions(),
+        data={data.name: data.sha256},
+        backends=tuple(sorted(backends)),
+        device=provenance.device(),
+    )
+
+
+def _key(**parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

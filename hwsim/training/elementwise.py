@@ -88,9 +88,10 @@ def dropout(site: Site, input: Tensor, p: float = 0.5, training: bool = True, in
     keep = torch.from_numpy(words >= np.uint64(round(p * 2**32))).to(input.device).reshape(input.shape)
     scale = 0.0 if p == 1.0 else float(np.float32(1.0 / (1.0 - p)))
     factor = torch.where(keep, scale, 0.0)
-    if inplace:
-        return computed(site, Tensor.mul_, (input, factor), {})
-    return computed(site, Tensor.mul, (input, factor), {})
+    result = computed(site, Tensor.mul_ if inplace else Tensor.mul, (input, factor), {})
+    if site.step.recorder is not None:
+        site.step.recorder.function(site, "dropout", "elementwise", False, (input,), result)
+    return result
 
 
 def writes_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.training.audit import Auditor
 from hwsim.training.elementwise import computed, selected
-from hwsim.training.functions import OWN, PASSING, treatment
+from hwsim.training.functions import LOSSES, OWN, PASSING, treatment
 from hwsim.training.plan import LayerPrecision, PrecisionPlan
 from hwsim.training.presets import parse_plan
 from hwsim.training.sparse import SparseBackprop
@@ -172,12 +172,16 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         """Treat one function as `functions` says."""
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload):  # what a function is made of: the auditor's matter
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         kind = self._treatments.get(name)
         if kind is None:
             kind = self._treatments[name] = treatment(name)
         if kind == "free":
             result = func(*args, **kwargs)
+            if self.emulation.step.recorder is not None:
+                self.emulation.step.recorder.alias(result, args)
         else:
             result = self._emulate(kind, name, func, args, kwargs)
         return result
@@ -186,8 +190,8 @@ class _Mode(TorchFunctionMode):
         emulation = self.emulation
         site = emulation.site(name)
         if kind == "own":
-            result = OWN[name](site, *args, **kwargs)
-        elif kind == "selecting" and name.rstrip("_") in PASSING:
+            return OWN[name](site, *args, **kwargs)  # notes itself
+        if kind == "selecting" and name.rstrip("_") in PASSING:
             result = func(*args, **kwargs)
         elif kind == "selecting":
             result = selected(site, func, args, kwargs)
@@ -195,6 +199,9 @@ class _Mode(TorchFunctionMode):
             result = self._uncovered(name, site, func, args, kwargs)
         else:
             result = computed(site, func, args, kwargs)
+        if site.step.recorder is not None:
+            operands = (*args, *kwargs.values())
+            site.step.recorder.function(site, name, kind, name in LOSSES, operands, result)
         return result
 
     def _uncovered(self, name: str, site: Site, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -216,7 +223,9 @@ def refuse_module(module: nn.Module) -> None:
     for path, part in module.named_modules():
         place = f"module {path or type(module).__name__!r}"
         if isinstance(part, torch.jit.ScriptModule):
-            raise UnsupportedError(f"{place} is scripted: its functions run inside TorchScript, where no mode sees them")
+            raise UnsupportedError(
+                f"{place} is scripted: its functions run inside TorchScript, where no mode sees them"
+            )
         if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
             raise UnsupportedError(f"{place} is compiled: its GEMMs are fused into generated code; pass it uncompiled")
     for path, parameter in module.named_parameters():

@@ -30,8 +30,6 @@ class Linear(torch.autograd.Function):
         ctx.save_for_backward(x_read if keep_x else x, weight_read if keep_weight else weight)
         ctx.site, ctx.read = site, (keep_x, keep_weight)
         ctx.recorder = site.step.recorder
-        if ctx.recorder is not None:
-            ctx.recorder.operand_density(site, "input", x_read)
         return store(y, site, "activation", "output", site.precision.mac("output"))
 
     @staticmethod
@@ -63,7 +61,8 @@ def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows |
         gradient, weight = kept_columns(gradient, kept), weight[kept.columns]
     g = read(gradient, site, "gradient", "grad_input")
     w = weight if is_read else read_along(weight, 0, site, "weight", "grad_input")
-    return store(multiply(g, w, site, "grad_input"), site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
+    product = multiply(g, w, site, "grad_input")
+    return store(product, site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
 
 
 def grad_input_by_row(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows, site: Site) -> Tensor:
@@ -125,4 +124,7 @@ def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None
     """Emulate `torch.nn.functional.linear`: leading axes of the input are rows of one GEMM."""
     site.step.output_layer = site.layer
     rows = input.reshape(-1, input.shape[-1])
-    return Linear.apply(rows, weight, bias, site).reshape(*input.shape[:-1], len(weight))
+    y = Linear.apply(rows, weight, bias, site).reshape(*input.shape[:-1], len(weight))
+    if site.step.recorder is not None:
+        site.step.recorder.gemm(site, (input, weight, bias), y, (len(rows), len(weight), rows.shape[1]))
+    return y

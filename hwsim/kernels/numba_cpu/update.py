@@ -1,0 +1,64 @@
+"""Optimizer updates of float32 weights with float32 states, each parameter in one pass over memory.
+
+The expressions are those of `hwsim.training.optimizer`, operation for operation; every operation is one IEEE float32
+operation (no fast-math, no contraction), so both give the same bits.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def sgd(weight: np.ndarray, gradient: np.ndarray, rate: np.float32) -> None:
+    """Update in place: w - rate g."""
+    for i in range(weight.size):
+        weight[i] = weight[i] + (-rate) * gradient[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def momentum(
+    weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, rate: np.float32, decay: np.float32
+) -> None:
+    """Update in place: v = decay v + g, w - rate v."""
+    for i in range(weight.size):
+        v = decay * velocity[i] + gradient[i]
+        velocity[i] = v
+        weight[i] = weight[i] + (-rate) * v
+
+
+@numba.njit(cache=True, nogil=True)
+def adagrad(
+    weight: np.ndarray, gradient: np.ndarray, square_sum: np.ndarray, rate: np.float32, epsilon: np.float32
+) -> None:
+    """Update in place: s = s + g g, w - rate g / (sqrt(s) + epsilon)."""
+    for i in range(weight.size):
+        g = gradient[i]
+        s = square_sum[i] + g * g
+        square_sum[i] = s
+        weight[i] = weight[i] + (-rate) * (g / (np.sqrt(s) + epsilon))
+
+
+@numba.njit(cache=True, nogil=True)
+def adam(
+    weight: np.ndarray,
+    gradient: np.ndarray,
+    moment1: np.ndarray,
+    moment2: np.ndarray,
+    rate: np.float32,
+    keep1: np.float32,
+    new1: np.float32,
+    keep2: np.float32,
+    new2: np.float32,
+    correction: np.float32,
+    epsilon: np.float32,
+) -> None:
+    """Update in place: m = keep1 m + new1 g, v = keep2 v + new2 g g, w - rate m / (sqrt(v) / correction + epsilon)."""
+    for i in range(weight.size):
+        g = gradient[i]
+        m = keep1 * moment1[i] + new1 * g
+        v = keep2 * moment2[i] + new2 * (g * g)
+        moment1[i] = m
+        moment2[i] = v
+        weight[i] = weight[i] + (-rate) * (m / (np.sqrt(v) / correction + epsilon))

@@ -1,0 +1,361 @@
+"""Training a network in a plan's arithmetic: epochs, selection by the dev set, checkpoints, recorded steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwsim.data.dataset import Dataset, Split, load
+from hwsim.errors import SpecError, UnsupportedError
+from hwsim.kernels import backends
+from hwsim.training.augment import augment
+from hwsim.training.checkpoint import load_checkpoint, save_checkpoint
+from hwsim.training.emulation import Emulation, emulate
+from hwsim.training.initial import draw_initial_weights
+from hwsim.training.optimizer import Optimizer
+from hwsim.training.plan import PrecisionPlan
+from hwsim.training.presets import parse_plan
+from hwsim.training.recipe import Recipe
+from hwsim.training.recorder import Recorder
+from hwsim.training.result import TrainingResult, TrainingSummary
+from hwsim.training.sparse import SparseBackprop
+from hwsim.training.sparsity import measure_sparsity
+from hwsim.training.trace import build_workload, join_workloads, same_graph, split_workload
+from hwsim.workload import Workload
+
+EVALUATION_BATCH = 500
+CHECKPOINT_SECONDS = 120.0
+
+Progress = Callable[[float, str], None]
+"""Called with the share of training done, and a note such as the epoch's dev accuracy."""
+
+
+def train(
+    model: nn.Module,
+    plan: PrecisionPlan | str = "float32",
+    data: Dataset | str = "digits",
+    sparse: SparseBackprop | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    initialize: bool = True,
+    data_dir: Path | str | None = None,
+) -> TrainingResult:
+    """Train `model`, in place, in the plan's arithmetic and return what was found.
+
+    Args:
+        model: any float32 torch network that maps a batch of inputs to class scores.
+        plan: a `PrecisionPlan` or the name of one.
+        data: a data set or the name of one.
+        sparse: top-k backprop; None is dense.
+        seed: decides initial weights, order of examples, dropout, stochastic rounding, random selection.
+        recipe: optimizer, batch, epochs; the defaults of `Recipe` unless given.
+        out: file for checkpoints, written after every epoch; none are written unless given.
+        resume: go on from the checkpoint in `out`, if there is one, to the same bits.
+        progress: called now and then with the share done and a note.
+        initialize: draw the initial weights from the seed; False goes on from the weights as they are.
+        data_dir: folder of the data sets, for `data` by name.
+
+    Raises:
+        SpecError: the plan, the data or the network do not fit together.
+        UnsupportedError: something the network does cannot be emulated.
+    """
+    dataset = load(data, data_dir) if isinstance(data, str) else data
+    run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress)
+    if initialize:
+        draw_initial_weights(model, seed)
+    run.start()
+    if resume:
+        run.restore()
+    return run.finish()
+
+
+@dataclass
+class _State:
+    """Where a run stands: everything but tensors and recorded steps. Saved with each checkpoint."""
+
+    epoch: int = 0
+    position: int = 0  # examples of the epoch's order that are done
+    number: int = 0  # training steps begun
+    losses: list[float] = field(default_factory=list)  # of the epoch so far
+    curves: dict[str, list[float | None]] = field(
+        default_factory=lambda: {k: [] for k in ("step", "epoch", "train_loss", "dev_accuracy", "test_accuracy")}
+    )
+    outcome: str = "finished"
+    wall_s: float = 0.0
+    initial_sha256: str = ""
+    norm_shares: dict[str, list[float]] = field(default_factory=dict)  # by layer, one per recorded step
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: PrecisionPlan,
+        data: Dataset,
+        sparse: SparseBackprop | None,
+        seed: int,
+        recipe: Recipe,
+        out: Path | str | None,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.plan, self.data, self.sparse, self.seed, self.recipe = model, plan, data, sparse, seed, recipe
+        self.checkpoint = None if out is None else Path(out)
+        self.progress = progress or (lambda share, note: None)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.train_split = data.train.head(recipe.train_examples)
+        self.emulation: Emulation = emulate(model, plan, sparse, seed)
+        self.state = _State()
+        self.workloads: list[Workload] = []
+        full = len(self.train_split) // recipe.batch
+        if full == 0:
+            raise SpecError(
+                f"batch: got {recipe.batch}, expected at most the {len(self.train_split)} training examples"
+            )
+        self.steps_per_epoch = math.ceil(len(self.train_split) / recipe.batch)
+        self.to_record = _spread(recipe.recorded_steps, recipe.epochs, self.steps_per_epoch, full)
+        self.inputs = torch.from_numpy(self.train_split.inputs)
+        self.targets = torch.from_numpy(self.train_split.targets)
+
+    def start(self) -> None:
+        """Bring the weights into their stored format and note what the run starts from."""
+        self.optimizer = Optimizer(self.model, self.plan, self.recipe, self.seed)
+        self.state.initial_sha256 = hash_tensors(p for p in self.model.parameters())
+        self.started = self.saved = time.monotonic()
+
+    def finish(self) -> TrainingResult:
+        """Train to the end and sum up."""
+        backends.reset_used()
+        state, recipe = self.state, self.recipe
+        while state.epoch < recipe.epochs and state.outcome == "finished":
+            self._epoch()
+            if state.outcome == "finished":
+                self._evaluate()
+            state.epoch, state.position, state.losses = state.epoch + 1, 0, []
+            self._save()
+        workload = join_workloads(self.workloads)
+        return TrainingResult(self._summary(workload), workload)
+
+    # -- one epoch ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self) -> None:
+        state, recipe = self.state, self.recipe
+        order = torch.from_numpy(np.random.default_rng([self.seed, state.epoch]).permutation(len(self.train_split)))
+        rate = recipe.learning_rate_in(state.epoch)
+        self.model.train()
+        while state.position < len(order):
+            chosen = order[state.position : state.position + recipe.batch]
+            loss = self._step(self.inputs[chosen], self.targets[chosen], rate)
+            state.losses.append(loss)
+            state.position += len(chosen)
+            state.number += 1
+            if not math.isfinite(loss) and not self.optimizer.loss_scale.dynamic:
+                state.outcome = "diverged"
+                return
+            if state.number % 64 == 0:
+                share = state.number / (self.steps_per_epoch * recipe.epochs)
+                self.progress(share, f"epoch {state.epoch + 1} of {recipe.epochs}")
+                if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+                    self._save()
+
+    def _step(self, inputs: Tensor, targets: Tensor, rate: float) -> float:
+        """Make one update; return the loss."""
+        state, emulation, recipe = self.state, self.emulation, self.recipe
+        if recipe.augment != "none":
+            inputs = augment(inputs, self.seed, state.number)
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        emulation.begin(state.number, state.epoch)
+        recorder = self._recorder(len(targets))
+        emulation.step.recorder = recorder
+        total = 0.0
+        parts = recipe.micro_batches if len(targets) == recipe.batch else 1
+        try:
+            with emulation:
+                for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+                    loss = self._loss(self.model(x), y)
+                    total += float(loss.detach())
+                    factor = self.optimizer.loss_scale.factor
+                    factor /= parts if recipe.loss == "mean" else 1
+                    loss.backward(gradient=torch.tensor(factor, device=self.device))  # type: ignore[no-untyped-call]
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{type(self.model).__name__}: {error}") from None
+        finally:
+            emulation.step.recorder = None
+        if recorder is not None:
+            self._note(recorder)
+        self.optimizer.update(rate)
+        return total / (parts if recipe.loss == "mean" else 1)
+
+    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of scores (..., classes); targets of -1 do not count."""
+        with self.emulation.at("loss"):
+            flat = scores.reshape(-1, scores.shape[-1])
+            return functional.cross_entropy(flat, targets.reshape(-1), reduction=self.recipe.loss, ignore_index=-1)
+
+    # -- recorded steps ----------------------------------------------------------------------------------------------
+
+    def _recorder(self, batch: int) -> Recorder | None:
+        wanted = sum(number <= self.state.number for number in self.to_record)
+        if len(self.workloads) >= wanted or batch != self.recipe.batch:
+            return None
+        return Recorder(self.model, self.state.number, batch)
+
+    def _note(self, recorder: Recorder) -> None:
+        """Keep a recorded step if its graph is that of the first one; else the next step is tried."""
+        name = f"{type(self.model).__name__.lower()}_{self.data.name}"
+        workload = build_workload(name, recorder, self.plan, self.recipe, self.sparse)
+        if not self.workloads or same_graph(self.workloads[0], workload):
+            self.workloads.append(workload)
+            for layer, share in recorder.norm_shares().items():
+                self.state.norm_shares.setdefault(layer, []).append(share)
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        state, curves = self.state, self.state.curves
+        limit = self.recipe.evaluate_examples
+        dev, test = (self._accuracy(split.head(limit)) for split in (self.data.dev, self.data.test))
+        mean = sum(state.losses) / len(state.losses)
+        curves["step"].append(state.number)
+        curves["epoch"].append(state.epoch)
+        curves["train_loss"].append(mean if math.isfinite(mean) else None)
+        curves["dev_accuracy"].append(dev)
+        curves["test_accuracy"].append(test)
+        done = state.number / (self.steps_per_epoch * self.recipe.epochs)
+        self.progress(done, f"epoch {state.epoch + 1} of {self.recipe.epochs}: dev {dev:.2%}")
+
+    def _accuracy(self, split: Split) -> float:
+        """Return the share of targets (those of -1 left out) whose score is the highest."""
+        self.model.eval()
+        right = count = 0
+        with self.emulation.evaluation():
+            for start in range(0, len(split), EVALUATION_BATCH):
+                rows = slice(start, start + EVALUATION_BATCH)
+                scores = self.model(torch.from_numpy(split.inputs[rows]).to(self.device))
+                targets = torch.from_numpy(split.targets[rows]).to(self.device)
+                counted = targets >= 0
+                right += int(((scores.argmax(-1) == targets) & counted).sum())
+                count += int(counted.sum())
+        return right / max(1, count)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that the run's future depends on, under a name of its own."""
+        tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for part in self.optimizer.parameters:
+            tensors |= {f"state.{part.path}.{name}": value for name, value in part.states.items()}
+        return tensors | {f"memory.{name}": value for name, value in self.emulation.step.memories.items()}
+
+    def _identity(self) -> str:
+        """Return what a checkpoint must agree with to be gone on from."""
+        parts = (repr(self.plan), repr(self.sparse), repr(self.recipe), self.seed, self.data.sha256)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self.state.wall_s += time.monotonic() - self.started
+        self.started = self.saved = time.monotonic()
+        recorded = ""
+        if self.workloads:
+            recorded = f"{self.checkpoint.name}.step{self.state.number}.json"
+            join_workloads(self.workloads).write(self.checkpoint.with_name(recorded))
+        scale = self.optimizer.loss_scale
+        plain = {
+            "identity": self._identity(),
+            "state": vars(self.state),
+            "updates": self.optimizer.updates,
+            "loss_scale": [scale.factor, scale.good],
+            "recorded": recorded,
+            "uncovered": sorted(self.emulation.step.uncovered),
+        }
+        save_checkpoint(self.checkpoint, self._tensors(), plain)
+        for old in self.checkpoint.parent.glob(f"{self.checkpoint.name}.step*"):
+            if not recorded or not old.name.startswith(recorded.removesuffix(".json")):
+                old.unlink(missing_ok=True)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises SpecError if it is damaged or of another run."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        tensors, plain = load_checkpoint(self.checkpoint)
+        if plain.get("identity") != self._identity():
+            raise SpecError(f"{self.checkpoint}: is of a run with other settings; delete it to start anew")
+        self.state = _State(**plain["state"])
+        self.optimizer.updates = plain["updates"]
+        self.optimizer.loss_scale.factor, self.optimizer.loss_scale.good = plain["loss_scale"]
+        self.emulation.step.uncovered.update(plain["uncovered"])
+        if plain["recorded"]:
+            self.workloads = split_workload(Workload.read(self.checkpoint.with_name(plain["recorded"])))
+        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for part in self.optimizer.parameters:
+            for name, value in part.states.items():
+                value.copy_(tensors[f"state.{part.path}.{name}"])
+        memories = {n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")}
+        self.emulation.step.memories = {name: value.to(self.device) for name, value in memories.items()}
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _summary(self, workload: Workload) -> TrainingSummary:
+        state, curves = self.state, self.state.curves
+        selected = self._selected_epoch()
+        return TrainingSummary(
+            model=type(self.model).__name__,
+            data=self.data.name,
+            plan=str(self.plan),
+            sparse=None if self.sparse is None else str(self.sparse),
+            seed=self.seed,
+            outcome="diverged" if state.outcome == "diverged" else "finished",
+            test_accuracy=None if selected is None else curves["test_accuracy"][selected],
+            dev_accuracy=None if selected is None else curves["dev_accuracy"][selected],
+            selected_epoch=selected,
+            steps=self.optimizer.updates,
+            steps_per_epoch=self.steps_per_epoch,
+            curves={name: tuple(values) for name, values in curves.items()},
+            wall_s=state.wall_s + time.monotonic() - self.started,
+            backends=backends.used(),
+            hashes={
+                "data": self.data.sha256,
+                "initial_weights": state.initial_sha256,
+                "final_weights": hash_tensors(p for p in self.model.parameters()),
+            },
+            sparsity=measure_sparsity(workload, state.norm_shares),
+            uncovered=tuple(sorted(self.emulation.step.uncovered | self.emulation.auditor.escaped)),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+        )
+
+    def _selected_epoch(self) -> int | None:
+        dev = [value for value in self.state.curves["dev_accuracy"] if value is not None]
+        if not dev:
+            return None
+        return len(dev) - 1 if self.recipe.select == "last" else int(np.argmax(dev))
+
+
+def _spread(count: int, epochs: int, steps_per_epoch: int, full_steps: int) -> tuple[int, ...]:
+    """Return the numbers of the steps to record: spread evenly over training, each on a full batch."""
+    total = epochs * steps_per_epoch
+    numbers = sorted({int((index + 0.5) * total / count) for index in range(count)})
+    partial = full_steps < steps_per_epoch
+    return tuple(n - 1 if partial and n % steps_per_epoch == full_steps and n > 0 else n for n in numbers)
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Return the sha256 over the bytes of tensors, in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()

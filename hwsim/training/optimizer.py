@@ -1,0 +1,213 @@
+"""Optimizers whose states and weights live in the plan's formats (contracts A13).
+
+From the stored states each new state is one float32 expression, rounded once into its format. The step u is another;
+w + u is added exactly and rounded once into the weight's format. With a `compensation` format the part of u that did
+not fit is kept in that, finer, format and joins the next step (Kahan; Zamirai et al. 2010.06192).
+
+The expressions below define the result; weights and states that are float32 throughout go through one fused kernel,
+which gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwsim import kernels
+from hwsim.arithmetic.storage import Cast
+from hwsim.kernels import backends
+from hwsim.kernels.random_bits import stream
+from hwsim.training.plan import LayerPrecision, LossScale, PrecisionPlan
+from hwsim.training.recipe import Recipe
+from hwsim.training.rounded_sum import add_rounded
+
+EPSILON = {"adam": 1e-8, "adamw": 1e-8, "adagrad": 1e-6, "sgd": 0.0}
+
+
+@dataclass
+class ParameterState:
+    """A parameter with its optimizer states, all float32 carriers of stored values."""
+
+    path: str
+    parameter: nn.Parameter
+    precision: LayerPrecision
+    states: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Optimizer:
+    """One of the recipe's optimizers over a network's trained parameters.
+
+    Raises SpecError (from the plan) for a parameter whose layer no rule matches.
+    """
+
+    def __init__(self, module: nn.Module, plan: PrecisionPlan, recipe: Recipe, seed: int = 0) -> None:
+        self.recipe = recipe
+        self.seed = seed
+        self.updates = 0
+        self.loss_scale = ScaleKeeper(plan.loss_scale)
+        self.parameters = [
+            ParameterState(path, p, plan.layer(path.rpartition(".")[0]))
+            for path, p in module.named_parameters()
+            if p.requires_grad
+        ]
+        names = {"sgd": ("momentum",) if recipe.momentum else (), "adagrad": ("square_sum",)}
+        for part in self.parameters:
+            part.states = {
+                n: torch.zeros_like(part.parameter) for n in names.get(recipe.optimizer, ("moment1", "moment2"))
+            }
+            part.states = {n: s.detach() for n, s in part.states.items()}
+            if part.precision.cast("compensation") is not None:
+                part.states["compensation"] = torch.zeros_like(part.parameter).detach()
+            self._store_initial(part)
+
+    def update(self, learning_rate: float) -> bool:
+        """Apply the parameters' gradients and drop them. Returns False if the step was skipped: gradients overflowed.
+
+        Raises nothing for gradients that are not finite under a static loss scale: they enter the weights, as on the
+        machine.
+        """
+        parts = [part for part in self.parameters if part.parameter.grad is not None]
+        if self.loss_scale.dynamic:
+            finite = all(bool(torch.isfinite(part.parameter.grad).all()) for part in parts)  # type: ignore[arg-type]
+            factor = self.loss_scale.factor
+            self.loss_scale.note(finite)
+            if not finite:
+                self.drop_gradients()
+                return False
+        else:
+            factor = self.loss_scale.factor
+        self.updates += 1
+        for part in parts:
+            gradient = part.parameter.grad
+            assert gradient is not None
+            if factor != 1.0:
+                gradient.mul_(1.0 / factor)  # a power of two
+            if self.recipe.clip is not None:
+                gradient.clamp_(-self.recipe.clip, self.recipe.clip)
+            self._apply(part, gradient.detach(), learning_rate)
+        self.drop_gradients()
+        return True
+
+    def drop_gradients(self) -> None:
+        """Forget all gradients."""
+        for part in self.parameters:
+            part.parameter.grad = None
+
+    def _store_initial(self, part: ParameterState) -> None:
+        """Put the initial weights into their stored format."""
+        cast = part.precision.cast("master_weight")
+        if cast is not None:
+            with torch.no_grad():
+                part.parameter.copy_(_rounded(part.parameter.detach(), cast, self._stream(part, "initial")))
+
+    def _apply(self, part: ParameterState, gradient: Tensor, rate: float) -> None:
+        """Update one parameter and its states."""
+        recipe, weight = self.recipe, part.parameter.detach()
+        if recipe.weight_decay and recipe.optimizer != "adamw":
+            gradient = gradient + np.float32(recipe.weight_decay) * weight
+        if recipe.weight_decay and recipe.optimizer == "adamw":
+            self._add(part, weight, np.float32(-rate * recipe.weight_decay) * weight, "decay")
+        if self._fuses(part, gradient):
+            self._apply_fused(part, weight, gradient, rate)
+            return
+        step = self._step_of(part, gradient, rate)
+        self._add(part, weight, step, "update")
+
+    def _step_of(self, part: ParameterState, g: Tensor, rate: float) -> Tensor:
+        """Advance the states and return u, what is to be added to the weight. This defines the update."""
+        recipe, s = self.recipe, part.states
+        if recipe.optimizer == "sgd":
+            if recipe.momentum:
+                g = self._keep(part, "momentum", float(np.float32(recipe.momentum)) * s["momentum"] + g)
+            return -float(np.float32(rate)) * g
+        if recipe.optimizer == "adagrad":
+            total = self._keep(part, "square_sum", s["square_sum"] + g * g)
+            return -float(np.float32(rate)) * (g / (total.sqrt() + self._epsilon))
+        keep1, new1, keep2, new2, corrected, correction = self._adam_factors(rate)
+        m = self._keep(part, "moment1", keep1 * s["moment1"] + new1 * g)
+        v = self._keep(part, "moment2", keep2 * s["moment2"] + new2 * (g * g))
+        return -corrected * (m / (v.sqrt() / correction + self._epsilon))
+
+    @property
+    def _epsilon(self) -> float:
+        chosen = self.recipe.epsilon
+        return float(np.float32(EPSILON[self.recipe.optimizer] if chosen is None else chosen))
+
+    def _adam_factors(self, rate: float) -> tuple[float, float, float, float, float, float]:
+        """Return Adam's scalars of this update, each rounded to float32 once."""
+        beta1, beta2 = self.recipe.betas
+        corrected = rate / (1 - beta1**self.updates)
+        factors = (beta1, 1 - beta1, beta2, 1 - beta2, corrected, sqrt(1 - beta2**self.updates))
+        return tuple(float(np.float32(f)) for f in factors)  # type: ignore[return-value]
+
+    def _keep(self, part: ParameterState, name: str, value: Tensor) -> Tensor:
+        """Store a new state in its format and return it as stored."""
+        cast = part.precision.cast("optimizer_state")
+        part.states[name].copy_(value if cast is None else _rounded(value, cast, self._stream(part, name)))
+        return part.states[name]
+
+    def _add(self, part: ParameterState, weight: Tensor, step: Tensor, stage: str) -> None:
+        """Add a step to the weight, in place: exactly, then rounded once into the weight's format."""
+        cast = part.precision.cast("master_weight")
+        finer = part.precision.cast("compensation")
+        if finer is not None:
+            step = step + part.states["compensation"]
+        new = add_rounded(weight, step, cast, self._stream(part, stage) if cast and cast.rounding.stochastic else 0)
+        if finer is not None:
+            rest = step.double() - (new.double() - weight.double())
+            part.states["compensation"].copy_(_rounded(rest, finer, self._stream(part, "compensation")))
+        weight.copy_(new)
+
+    def _fuses(self, part: ParameterState, gradient: Tensor) -> bool:
+        roles = ("master_weight", "optimizer_state", "compensation")
+        on_cpu = gradient.device.type == "cpu" and backends.forced() in (None, "numba")
+        return on_cpu and all(part.precision.cast(role) is None for role in roles)
+
+    def _apply_fused(self, part: ParameterState, weight: Tensor, gradient: Tensor, rate: float) -> None:
+        from hwsim.kernels.numba_cpu import update  # noqa: PLC0415 - numba is slow to import
+
+        flat: dict[str, Any] = {name: state.view(-1).numpy() for name, state in part.states.items()}
+        w, g, epsilon = weight.view(-1).numpy(), gradient.contiguous().view(-1).numpy(), np.float32(self._epsilon)
+        kernel: Callable[..., None]
+        if self.recipe.optimizer == "sgd" and not self.recipe.momentum:
+            update.sgd(w, g, np.float32(rate))
+        elif self.recipe.optimizer == "sgd":
+            update.momentum(w, g, flat["momentum"], np.float32(rate), np.float32(self.recipe.momentum))
+        elif self.recipe.optimizer == "adagrad":
+            update.adagrad(w, g, flat["square_sum"], np.float32(rate), epsilon)
+        else:
+            keep1, new1, keep2, new2, corrected, correction = map(np.float32, self._adam_factors(rate))
+            kernel = update.adam
+            kernel(w, g, flat["moment1"], flat["moment2"], corrected, keep1, new1, keep2, new2, correction, epsilon)
+
+    def _stream(self, part: ParameterState, stage: str) -> int:
+        return stream(self.seed, "train", part.path, "update", stage, self.updates)
+
+
+class ScaleKeeper:
+    """The loss scale of a run: constant, or halved at overflow and doubled after a run of good steps."""
+
+    def __init__(self, scale: LossScale) -> None:
+        self.factor, self.dynamic, self._growth_steps, self.good = scale.factor, scale.dynamic, scale.growth_steps, 0
+
+    def note(self, finite: bool) -> None:
+        """Take note of whether a step's gradients were finite, and move the factor for the next step."""
+        if not self.dynamic:
+            return
+        if not finite:
+            self.factor, self.good = max(self.factor / 2, 2.0**-24), 0
+            return
+        self.good += 1
+        if self.good == self._growth_steps:
+            self.factor, self.good = min(self.factor * 2, 2.0**24), 0
+
+
+def _rounded(x: Tensor, cast: Cast, stream_id: int) -> Tensor:
+    result: Tensor = kernels.cast(x, cast, stream=stream_id if cast.rounding.stochastic else 0)
+    return result if result.dtype == torch.float32 else result.float()

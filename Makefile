@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both make their own environment in .venv.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # pip resolves torch once; set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for the CPU build
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

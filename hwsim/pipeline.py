@@ -204,6 +204,8 @@ def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, he
     arrays = _write_workload(result.workload, paths.folder, trial.key)
     record = TrialRecord(key=trial.key, configuration=point.name, training=result.summary, arrays=arrays)
     write_atomically(_place(trial, paths), dump_json(record))
+    for left in paths.folder.glob(f"trials/{trial.key}.checkpoint*"):
+        left.unlink()
     return record
 
 

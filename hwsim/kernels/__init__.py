@@ -6,12 +6,7 @@ The public functions load on first use, so that importing this package costs not
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hwsim.kernels.backends import backend
-    from hwsim.kernels.codes import all_values, decode, encode
-    from hwsim.kernels.casts import cast, quantize
+from typing import Any
 
 # name -> the module that defines it
 _HOME = {
@@ -28,7 +23,7 @@ _HOME = {
     "select_topk": "hwsim.kernels.selection",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0605 - the names stand in the table above
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

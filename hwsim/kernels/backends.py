@@ -102,9 +102,9 @@ def _default(device: str) -> str:
 
 def _no_gpu() -> str:
     """Triton needs a CUDA device, or its interpreter (TRITON_INTERPRET=1, for tests)."""
-    import os  # noqa: PLC0415 (only this path needs them)
+    import os
 
-    import torch  # noqa: PLC0415
+    import torch
 
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         return ""

@@ -32,9 +32,7 @@ def cast_array(x: np.ndarray, cast: Cast, stream: int = 0) -> np.ndarray:
     Element i in row-major order rounds with the random word ``word(stream, i)``.
     """
     words = cast.rounding.stochastic
-    values = [
-        round_exact(float(v), cast, random_bits.word(stream, i) if words else 0) for i, v in enumerate(x.ravel())
-    ]
+    values = [round_exact(float(v), cast, random_bits.word(stream, i) if words else 0) for i, v in enumerate(x.ravel())]
     return np.array(values, dtype=np.float64).reshape(x.shape).astype(carrier_of(cast.format))
 
 

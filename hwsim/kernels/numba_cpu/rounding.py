@@ -1,0 +1,344 @@
+"""Rounding one float in registers, for every format and rule, written so that a loop over it becomes vector code.
+
+Three ways, all exact (compared with `hwsim.kernels.reference` on every code, neighbour and midpoint):
+
+* `round_float`: with a magnitude a and C = 2**(e + p) such that the last bit of a + C is one step of the format at a's
+  exponent e, (a + C) - C is a rounded to nearest even, gradual underflow included. The integer behind a + C counts
+  steps, so every other rule is that integer moved by one.
+* `round_aligned`: formats with float32's own exponent range (bfloat16, tf32): the step is at a fixed bit of the
+  pattern; plain integer arithmetic.
+* `round_fixed`: clamp, then the same trick with one C for all.
+
+Each works on float32 (fast) or float64 (everything), after the type of its argument. `mode`, `signed` and
+`negative_zero` are compile-time constants wherever these are called.
+"""
+
+# Compiled code: `x != x` is the NaN test and `in` does not fold at compile time.
+# ruff: noqa: PLR0124, PLR1714, SIM109
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import uint32
+
+from hwsim.arithmetic.number import FixedPoint, FloatingPoint
+from hwsim.arithmetic.rounding import Overflow, RoundingMode
+from hwsim.arithmetic.storage import Cast
+from hwsim.kernels.numba_cpu.intrinsics import bits_of, float_of, typed_as
+from hwsim.kernels.random_bits import M1, M2
+
+NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, STOCHASTIC = range(7)
+# Formats of precision 1: "even" and "odd" mean the exponent field, as there is no mantissa.
+NEAREST_EVEN_POWER, TO_ODD_POWER = 7, 8
+_MODE_NUMBERS = {mode: number for number, mode in enumerate(RoundingMode)}
+
+
+def mode_number(cast: Cast) -> int:
+    """Return the compile-time number of a cast's rounding rule."""
+    number = _MODE_NUMBERS[cast.rounding.mode]
+    if isinstance(cast.format, FloatingPoint) and cast.format.mantissa_bits == 0:
+        return {NEAREST_EVEN: NEAREST_EVEN_POWER, TO_ODD: TO_ODD_POWER}.get(number, number)
+    return number
+
+
+# ------------------------------------------------------------------ parameters of one format, as machine scalars
+
+
+class FloatParameters(NamedTuple):
+    """A float format as the kernels read it; `bits` are patterns of the working float type (float32 or float64)."""
+
+    sign_bit: Any
+    field_mask: Any  # the exponent field of the working float
+    fraction: Any  # its fraction bits: 23 or 52
+    infinity: Any
+    emin_bits: Any  # exponent field of the format's smallest normal value, in place
+    shift_bits: Any  # added to an exponent field, makes C
+    half_shift: Any  # subtracted from C's bits, makes half a step
+    inverse_bits: Any  # minus C's bits, makes 2**random_bits / step
+    clamp: Any  # a value that overflows, larger than any that does not
+    largest: Any  # largest finite value
+    largest_bits: Any
+    over_bits: Any  # what a too large magnitude becomes, without sign
+    over_sign: Any  # all ones if the sign goes with it (not with NaN)
+    beyond_bits: Any  # what infinity becomes, without sign
+    beyond_sign: Any
+    below_bits: Any  # unsigned formats: what a negative value becomes
+    nan_bits: Any  # what NaN becomes
+    parity: Any  # precision 1: C's exponent field + parity is odd where the format's exponent field is
+    cut: Any  # aligned formats: low bits to drop
+    random_bits: Any
+
+
+class FixedParameters(NamedTuple):
+    """A fixed-point format as the kernels read it."""
+
+    lowest: Any
+    largest: Any
+    scale: Any  # 2**fraction_bits
+    step: Any  # 2**-fraction_bits
+    magic: Any  # 1.5 * 2**(fraction bits of the working float): adding it drops the fraction
+    random_bits: Any
+    random_scale: Any  # 2**random_bits
+    modulus: Any  # 2**bits, in steps (wrap only)
+    largest_code: Any
+
+
+def float_parameters(cast: Cast, width: int) -> FloatParameters:
+    """Return the parameters of a float cast for working floats of 32 or 64 bits."""
+    fmt = cast.format
+    assert isinstance(fmt, FloatingPoint)
+    real, integer, fraction, bias = (np.float32, np.int32, 23, 127) if width == 32 else (np.float64, np.int64, 52, 1023)
+    infinity_bits = (2 * bias + 1) << fraction
+    quiet = infinity_bits | 1 << (fraction - 1)
+
+    def pattern(value: float) -> Any:
+        return integer(quiet) if value != value else real(value).view(integer)
+
+    native = cast.overflow is Overflow.NATIVE  # under "error" the caller looks at the values that reach the largest
+    largest = fmt.largest
+    beyond = largest if not native else np.inf if fmt.infinities else np.nan if fmt.has_nan else largest
+    toward_zero = cast.rounding.mode in (RoundingMode.TOWARD_ZERO, RoundingMode.TO_ODD)
+    over = largest if toward_zero else beyond
+    shift = fraction - fmt.mantissa_bits
+    inverse, half_range = (2 * bias + fraction + cast.rounding.random_bits) << fraction, 1 << (width - 1)
+    return FloatParameters(
+        sign_bit=np.iinfo(integer).min,
+        field_mask=integer(infinity_bits),
+        fraction=integer(fraction),
+        infinity=real(np.inf),
+        emin_bits=integer((fmt.emin + bias) << fraction),
+        shift_bits=integer(shift << fraction),
+        half_shift=integer((fraction + 1) << fraction),
+        inverse_bits=integer((inverse + half_range) % (2 * half_range) - half_range),  # the difference fits again
+        clamp=real(2.0 ** min(fmt.emax + 2, bias)),
+        largest=real(largest),
+        largest_bits=pattern(largest),
+        over_bits=pattern(over),
+        over_sign=integer(-1 if over == over else 0),
+        beyond_bits=pattern(beyond),
+        beyond_sign=integer(-1 if beyond == beyond else 0),
+        below_bits=pattern(np.nan if native and fmt.has_nan else fmt.lowest),
+        nan_bits=integer(quiet if fmt.has_nan else 0),
+        parity=integer((fmt.bias - bias - shift) & 1),
+        cut=integer(shift),
+        random_bits=integer(cast.rounding.random_bits),
+    )
+
+
+def fixed_parameters(cast: Cast, width: int) -> FixedParameters:
+    """Return the parameters of a fixed-point cast for working floats of 32 or 64 bits."""
+    fmt = cast.format
+    assert isinstance(fmt, FixedPoint)
+    real, integer, fraction = (np.float32, np.int32, 23) if width == 32 else (np.float64, np.int64, 52)
+    return FixedParameters(
+        lowest=real(fmt.lowest),
+        largest=real(fmt.largest),
+        scale=real(2.0**fmt.fraction_bits),
+        step=real(2.0**-fmt.fraction_bits),
+        magic=real(1.5 * 2.0**fraction),
+        random_bits=integer(cast.rounding.random_bits),
+        random_scale=real(2.0**cast.rounding.random_bits),
+        modulus=real(2.0**fmt.bits),
+        largest_code=real(fmt.largest_code),
+    )
+
+
+# ------------------------------------------------------------------ random words (see hwsim.kernels.random_bits)
+
+
+@numba.njit
+def random_word(index, key_low, key_high):  # type: ignore[no-untyped-def]
+    """Return the 32-bit word of one element; all three are uint32, `index` is the counter's low half."""
+    x = uint32(index ^ key_low)
+    x = uint32(uint32(x ^ (x >> uint32(16))) * uint32(M1))
+    x = uint32(uint32(x ^ (x >> uint32(15))) ^ key_high)
+    x = uint32(x * uint32(M2))
+    return uint32(x ^ (x >> uint32(15)))
+
+
+@numba.njit
+def top_bits(word, like, count):  # type: ignore[no-untyped-def]
+    """Return the top `count` bits of a uint32 word in the type of `like`."""
+    return typed_as(like, word >> uint32(32 - count))
+
+
+# ------------------------------------------------------------------ float formats
+
+
+@numba.njit
+def round_float(x, mode, signed, negative_zero, p, word):  # type: ignore[no-untyped-def]
+    """Round x into a float format; `word` is a uint32 that only stochastic rounding reads.
+
+    float32 x: the format's steps must be normal float32 numbers with room above (see `numba_cpu.quantize`).
+    """
+    pattern = bits_of(x)
+    zero = typed_as(pattern, 0)
+    sign = typed_as(pattern, pattern & p.sign_bit)
+    magnitude = float_of(typed_as(pattern, pattern & ~p.sign_bit))
+    a = p.clamp if magnitude > p.clamp else magnitude
+    field = typed_as(pattern, bits_of(a) & p.field_mask)
+    big_bits = typed_as(pattern, max(field, p.emin_bits) + p.shift_bits)
+    big = float_of(big_bits)
+    total = a + big
+    t = total - big
+    if mode != NEAREST_EVEN:
+        steps = bits_of(total)
+        floor = typed_as(pattern, steps - typed_as(pattern, t > a))
+        if mode == NEAREST_AWAY:
+            tie = (a - t) == float_of(typed_as(pattern, big_bits - p.half_shift))
+            steps = typed_as(pattern, steps + typed_as(pattern, tie))
+        elif mode == TOWARD_ZERO:
+            steps = floor
+        elif mode == UP or mode == DOWN:
+            ceiling = typed_as(pattern, steps + typed_as(pattern, t < a))
+            steps = ceiling if (pattern < zero) == (mode == DOWN) else floor
+        elif mode == TO_ODD:
+            steps = typed_as(pattern, floor | typed_as(pattern, t != a))
+        elif mode == NEAREST_EVEN_POWER or mode == TO_ODD_POWER:
+            odd = typed_as(pattern, ((big_bits >> p.fraction) + p.parity) & 1)
+            even = (odd == zero) | (field < p.emin_bits)
+            if mode == TO_ODD_POWER:
+                steps = typed_as(pattern, floor + typed_as(pattern, (t != a) & even))
+            else:  # the sum's tie goes to 2 steps or to 0; an even exponent field keeps 1 step
+                tie = (t - a) == float_of(typed_as(pattern, big_bits - p.half_shift))
+                steps = typed_as(pattern, steps - typed_as(pattern, tie & even))
+        else:  # STOCHASTIC: the first random_bits bits of the fraction plus a random word carry, or do not
+            rest = a - (float_of(floor) - big)
+            scaled = typed_as(pattern, rest * float_of(typed_as(pattern, p.inverse_bits - big_bits)))
+            carry = typed_as(pattern, (scaled + top_bits(word, pattern, p.random_bits)) >> p.random_bits)
+            steps = typed_as(pattern, floor + carry)
+        t = float_of(steps) - big
+    if negative_zero:
+        result = typed_as(pattern, bits_of(t) | sign)
+    else:
+        result = typed_as(pattern, bits_of(t) | (sign if t != 0 else zero))
+    result = _out_of_range(result, t > p.largest, magnitude == p.infinity, pattern, sign, mode, p)
+    if not signed and pattern < zero and t != 0:
+        result = p.below_bits
+    return float_of(p.nan_bits if x != x else result)
+
+
+@numba.njit
+def round_aligned(x, mode, p, word):  # type: ignore[no-untyped-def]
+    """Round float32 x into a signed format with float32's exponent field, infinities and -0 (eight exponent bits)."""
+    pattern = bits_of(x)
+    zero = typed_as(pattern, 0)
+    sign = typed_as(pattern, pattern & p.sign_bit)
+    magnitude = typed_as(pattern, pattern & ~p.sign_bit)
+    low = typed_as(pattern, (1 << p.cut) - 1)
+    if mode == NEAREST_EVEN:
+        added = typed_as(pattern, (low >> 1) + ((magnitude >> p.cut) & 1))
+    elif mode == NEAREST_AWAY:
+        added = typed_as(pattern, (low >> 1) + (p.cut > 0))
+    elif mode == UP:
+        added = zero if pattern < zero else low
+    elif mode == DOWN:
+        added = low if pattern < zero else zero
+    else:
+        added = zero
+    t = typed_as(pattern, (magnitude + added) & ~low)
+    rest = typed_as(pattern, magnitude & low)
+    if mode == TO_ODD:
+        t = typed_as(pattern, t | (typed_as(pattern, rest != zero) << p.cut))
+    elif mode == STOCHASTIC:
+        # the first random_bits bits of the dropped part (longer words see zeros below it)
+        first = typed_as(pattern, (rest << max(p.random_bits - p.cut, zero)) >> max(p.cut - p.random_bits, zero))
+        carry = typed_as(pattern, (first + top_bits(word, pattern, p.random_bits)) >> p.random_bits)
+        t = typed_as(pattern, t + (carry << p.cut))
+    result = typed_as(pattern, t | sign)
+    result = _out_of_range(result, t > p.largest_bits, magnitude == p.field_mask, pattern, sign, mode, p)
+    return float_of(p.nan_bits if x != x else result)
+
+
+@numba.njit
+def _out_of_range(result, over, infinite, pattern, sign, mode, p):  # type: ignore[no-untyped-def]
+    """Return what stands for a magnitude above the largest and for infinity, else `result` (bit patterns)."""
+    if over:
+        if mode == UP or mode == DOWN:
+            keeps_largest = (pattern < 0) == (mode == UP)
+            result = typed_as(pattern, p.largest_bits | sign if keeps_largest else p.over_bits | (sign & p.over_sign))
+        else:
+            result = typed_as(pattern, p.over_bits | (sign & p.over_sign))
+    if mode != NEAREST_EVEN and mode != NEAREST_AWAY and infinite:
+        result = typed_as(pattern, p.beyond_bits | (sign & p.beyond_sign))
+    return result
+
+
+# ------------------------------------------------------------------ fixed point
+
+
+@numba.njit
+def round_fixed(x, mode, p, word):  # type: ignore[no-untyped-def]
+    """Round x into fixed point, saturating; NaN becomes 0.
+
+    Adding 1.5 * 2**23 (2**52) to a number of steps drops its fraction, nearest even; the integer behind the sum counts
+    steps. Comparisons are made with x itself, as x * scale may underflow.
+    """
+    kept = p.lowest if x < p.lowest else x
+    kept = p.largest if kept > p.largest else kept
+    y = kept * p.scale
+    total = y + p.magic
+    t = total - p.magic
+    if mode != NEAREST_EVEN:
+        steps = bits_of(total)
+        value = t * p.step
+        floor = typed_as(steps, steps - typed_as(steps, value > kept))
+        inexact = value != kept
+        inner = typed_as(steps, floor + typed_as(steps, inexact & (kept < 0)))  # toward zero
+        if mode == NEAREST_AWAY:
+            rest = y - t
+            half = typed_as(y, 0.5)
+            up, down = typed_as(steps, (rest == half) & (y > 0)), typed_as(steps, (rest == -half) & (y < 0))
+            steps = typed_as(steps, steps + up - down)
+        elif mode == TOWARD_ZERO:
+            steps = inner
+        elif mode == UP:
+            steps = typed_as(steps, floor + typed_as(steps, inexact))
+        elif mode == DOWN:
+            steps = floor
+        elif mode == TO_ODD:
+            steps = typed_as(steps, floor | typed_as(steps, inexact))
+        else:  # STOCHASTIC, on magnitudes
+            rest = abs(y - (float_of(inner) - p.magic))
+            scaled = typed_as(steps, rest * p.random_scale)
+            carry = typed_as(steps, (scaled + top_bits(word, steps, p.random_bits)) >> p.random_bits)
+            steps = typed_as(steps, inner - carry if kept < 0 else inner + carry)
+        t = float_of(steps) - p.magic
+    # The sums above give +0 for both zeros: fixed point has no -0.
+    return typed_as(x, 0) if x != x else t * p.step
+
+
+@numba.njit
+def wrap_fixed(x, mode, p, word):  # type: ignore[no-untyped-def]
+    """Round finite float64 x into fixed point modulo its width; NaN becomes 0."""
+    if x != x:
+        return 0.0
+    magnitude = abs(x) * p.scale
+    count = np.floor(magnitude)
+    rest = magnitude - count
+    inexact = count * p.step != abs(x)  # rest itself may have underflowed
+    odd = count - 2 * np.floor(count / 2) == 1
+    if mode == NEAREST_EVEN:
+        away = rest > 0.5 or (rest == 0.5 and odd)
+    elif mode == NEAREST_AWAY:
+        away = rest >= 0.5
+    elif mode == UP:
+        away = inexact and x > 0
+    elif mode == DOWN:
+        away = inexact and x < 0
+    elif mode == TO_ODD:
+        away = inexact and not odd
+    elif mode == STOCHASTIC:
+        away = np.floor(rest * p.random_scale) + (word >> uint32(32 - p.random_bits)) >= p.random_scale
+    else:
+        away = False
+    if magnitude == np.inf:  # a multiple of 2**971 steps
+        return 0.0
+    code = count + away if x > 0 else -(count + away)
+    code -= np.floor(code / p.modulus) * p.modulus
+    if code > p.largest_code:
+        code -= p.modulus
+    return code * p.step + 0.0

@@ -300,6 +300,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
     Plotly's own choice shows one labeled tick, or none, on less than a decade.
     """
+    if high < low * 1.1:  # one value, or nearly: leave room for ticks around it
+        low, high = low / 1.05, high * 1.05
     first, last = floor(log10(low)), ceil(log10(high) + 1e-9)
     if last - first > 3:
         return [10.0**n for n in range(first, last + 1, 1 + (last - first) // 9)]
@@ -325,13 +327,14 @@ def _names(figure: Figure) -> list[str]:
 
 def _values(figure: Figure, letter: str) -> list[float]:
     fields = ("x", "x_low", "x_high") if letter == "x" else ("y", "low", "high")
-    return [
+    drawn = [
         float(value)
         for series in figure.series
         for name in fields
         for value in getattr(series, name)
         if isinstance(value, int | float)
     ]
+    return drawn + [line.at for line in figure.lines if line.axis == letter]
 
 
 def _wrapped(name: str, width: int = _LABEL_WIDTH) -> str:

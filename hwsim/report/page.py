@@ -220,8 +220,9 @@ class _Page:
             f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in tables.provenance(self.results)
         )
         experiment = escape(json.dumps(self.results.experiment, indent=2, ensure_ascii=False))
+        repeatable = f'<p class="note">{escape(tables.REPEATABLE)}</p>' if self.results.trials else ""
         return (
-            f'<dl class="facts">{facts}</dl><p class="note">{escape(tables.REPEATABLE)}</p>'
+            f'<dl class="facts">{facts}</dl>{repeatable}'
             f"<details><summary>The experiment, defaults written out</summary><pre>{experiment}</pre></details>"
         )
 

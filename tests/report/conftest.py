@@ -10,6 +10,7 @@ import pytest
 from hwsim.hardware.energy import Range
 from hwsim.records import Assumption, Configuration, Machine, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results
+from hwsim.section import Axis, Column, Figure, ReferenceLine, Section, Series, Table
 from hwsim.simulation.result import OpResult, SimulationResult, StepResult, Traffic
 from hwsim.training.result import LayerSparsity, TrainingSummary
 
@@ -22,7 +23,7 @@ MACHINES = {"systolic_32x32": (1.0, 1024, 64.0), "edge_trainer": (0.4, 256, 8.0)
 
 
 def make_op(name, layer, phase, kind, gemm, macs, moved, start, machine, share=1.0):
-    clock, peak, bandwidth = MACHINES[machine]
+    _, peak, bandwidth = MACHINES[machine]
     ideal = macs / peak
     memory = moved / bandwidth
     cycles = max(ideal * 1.3, memory) + 40
@@ -41,11 +42,25 @@ def make_op(name, layer, phase, kind, gemm, macs, moved, start, machine, share=1
     if kind == "select":
         energy["select"] = Range(moved * 0.1, moved * 0.3, moved * 0.6)
     return OpResult(
-        id=name, layer=layer, phase=phase, gemm=gemm, kind=kind, start_cycle=start, end_cycle=start + cycles,
-        busy_cycles=busy, stalls=stalls, ideal_cycles=ideal, macs=int(macs), operations=0,
+        id=name,
+        layer=layer,
+        phase=phase,
+        gemm=gemm,
+        kind=kind,
+        start_cycle=start,
+        end_cycle=start + cycles,
+        busy_cycles=busy,
+        stalls=stalls,
+        ideal_cycles=ideal,
+        macs=int(macs),
+        operations=0,
         bytes={"scratchpad": Traffic(int(2 * moved), 0), "dram": Traffic(int(moved), 0)},
-        useful_dram_bytes=int(moved), energy=energy, launch_us=0.0, mapping="32 x 32", order="chunked(32)",
-    )  # fmt: skip
+        useful_dram_bytes=int(moved),
+        energy=energy,
+        launch_us=0.0,
+        mapping="32 x 32",
+        order="chunked(32)",
+    )
 
 
 def make_simulation(configuration, machine, dense=False):
@@ -80,11 +95,15 @@ def make_simulation(configuration, machine, dense=False):
         del now
         steps.append(StepResult(step * 100, tuple(ops), 1_000_000))
     return SimulationResult(
-        workload="mlp", accelerator=machine, engine="fast", sparsity="dense" if dense else "real",
-        clock_ghz=MACHINES[machine][0], steps=tuple(steps),
+        workload="mlp",
+        accelerator=machine,
+        engine="fast",
+        sparsity="dense" if dense else "real",
+        clock_ghz=MACHINES[machine][0],
+        steps=tuple(steps),
         assumptions=(("compare energy from the 8-bit adder", "Horowitz, ISSCC 2014"),),
         notes=("fc1.output: the plan sums sequentially, this machine in chunks of 32.",),
-    )  # fmt: skip
+    )
 
 
 def make_training(configuration, seed, epochs=8):
@@ -95,14 +114,29 @@ def make_training(configuration, seed, epochs=8):
     sparsity = ()
     if KEPT[configuration] < 1:
         sparsity = tuple(
-            LayerSparsity(layer=layer, extent=width, kept_share=KEPT[configuration], union_share=min(1.0, KEPT[configuration] * 6),
-                          norm_share=0.93, example_overlap=0.21, step_overlap=0.64)
+            LayerSparsity(
+                layer=layer,
+                extent=width,
+                kept_share=KEPT[configuration],
+                union_share=min(1.0, KEPT[configuration] * 6),
+                norm_share=0.93,
+                example_overlap=0.21,
+                step_overlap=0.64,
+            )
             for layer, _, width in LAYERS[:2]
-        )  # fmt: skip
+        )
     return TrainingSummary(
-        model="mlp_mnist", data="mnist", plan="float32" if BYTES[configuration] == 4 else "fp8_hybrid", sparse=None,
-        seed=seed, outcome="finished", test_accuracy=final, dev_accuracy=final + 0.001, selected_epoch=epochs - 1,
-        steps=epochs * 100, steps_per_epoch=100,
+        model="mlp_mnist",
+        data="mnist",
+        plan="float32" if BYTES[configuration] == 4 else "fp8_hybrid",
+        sparse=None,
+        seed=seed,
+        outcome="finished",
+        test_accuracy=final,
+        dev_accuracy=final + 0.001,
+        selected_epoch=epochs - 1,
+        steps=epochs * 100,
+        steps_per_epoch=100,
         curves={
             "step": tuple(100.0 * (epoch + 1) for epoch in range(epochs)),
             "epoch": tuple(float(epoch + 1) for epoch in range(epochs)),
@@ -110,9 +144,12 @@ def make_training(configuration, seed, epochs=8):
             "dev_accuracy": tuple(value + 0.001 for value in curve),
             "test_accuracy": tuple(curve),
         },
-        wall_s=1.0, backends=("numba",), hashes={"data": "0" * 64}, sparsity=sparsity,
+        wall_s=1.0,
+        backends=("numba",),
+        hashes={"data": "0" * 64},
+        sparsity=sparsity,
         counters={"fc2.grad_weight": {"swamped": 120.0 * seed, "underflow": 3.0}} if "fp8" in configuration else {},
-    )  # fmt: skip
+    )
 
 
 def make_results(configurations=tuple(KEPT), machines=tuple(MACHINES), seeds=(0, 1, 2), **changes):
@@ -125,13 +162,21 @@ def make_results(configurations=tuple(KEPT), machines=tuple(MACHINES), seeds=(0,
                 simulations.append(SimulationRecord.of(configuration, seeds[0], work, result))
     fields = {
         "experiment": {
-            "name": "made_up", "question": "How many cycles and how much energy does top-k backprop save at equal accuracy?",
-            "model": "mlp_mnist", "data": "mnist", "seeds": list(seeds), "accelerators": list(machines), "baseline": configurations[0],
+            "name": "made_up",
+            "question": "How many cycles and how much energy does top-k backprop save at equal accuracy?",
+            "model": "mlp_mnist",
+            "data": "mnist",
+            "seeds": list(seeds),
+            "accelerators": list(machines),
+            "baseline": configurations[0],
         },
         "configurations": [
             Configuration(
-                name=name, family=name.split()[0], precision="float32" if BYTES[name] == 4 else "fp8_hybrid, accumulator bfloat16",
-                sparse=None if KEPT[name] == 1 else f"top-k ({KEPT[name]:.0%}, over example)", settings={"precision": "float32"},
+                name=name,
+                family=name.split()[0],
+                precision="float32" if BYTES[name] == 4 else "fp8_hybrid, accumulator bfloat16",
+                sparse=None if KEPT[name] == 1 else f"top-k ({KEPT[name]:.0%}, over example)",
+                settings={"precision": "float32"},
             )
             for name in configurations
         ],
@@ -142,22 +187,135 @@ def make_results(configurations=tuple(KEPT), machines=tuple(MACHINES), seeds=(0,
         ],
         "machines": [
             Machine(
-                name=name, description="a made-up machine", clock_ghz=MACHINES[name][0],
+                name=name,
+                description="a made-up machine",
+                clock_ghz=MACHINES[name][0],
                 peak_macs_per_cycle={"float32": float(MACHINES[name][1]), "float8_e4m3fn": 4.0 * MACHINES[name][1]},
-                dram_bytes_per_cycle=MACHINES[name][2], energy_table="energy_45nm",
-                assumptions=[Assumption(what="clock", value=f"clock_ghz {MACHINES[name][0]}", source="assumed: a round number")],
+                dram_bytes_per_cycle=MACHINES[name][2],
+                energy_table="energy_45nm",
+                assumptions=[
+                    Assumption(what="clock", value=f"clock_ghz {MACHINES[name][0]}", source="assumed: a round number")
+                ],
             )
             for name in machines
         ],
         "simulations": simulations,
         "provenance": Provenance(
-            hwsim="0.1.0", code="commit 0123456789ab", created="2026-01-02T03:04:05Z", wall_s=12.5,
-            versions={"python": "3.11.2", "torch": "2.6.0"}, data={"mnist": "0" * 64}, backends=["numba"], device="a processor, 2 cores",
+            hwsim="0.1.0",
+            code="commit 0123456789ab",
+            created="2026-01-02T03:04:05Z",
+            wall_s=12.5,
+            versions={"python": "3.11.2", "torch": "2.6.0"},
+            data={"mnist": "0" * 64},
+            backends=["numba"],
+            device="a processor, 2 cores",
         ),
-    }  # fmt: skip
+    }
     return Results(**{**fields, **changes})
 
 
 @pytest.fixture(scope="session")
 def sample():
     return make_results()
+
+
+@pytest.fixture(scope="session")
+def build():
+    return make_results
+
+
+def make_section():
+    measured = [5.0 * 1.35**i for i in range(24)]
+    return Section(
+        title="TPU GEMMs: simulated against measured",
+        verdict="passed",
+        text="One description of the machine, fitted on one half of the rows.\n\nThe other half was not looked at.",
+        figures=[
+            Figure(
+                title="Simulated against measured time",
+                identity=True,
+                identity_band=0.1,
+                x=Axis(label="measured time", unit="µs", scale="log"),
+                y=Axis(label="simulated time", unit="µs", scale="log"),
+                series=[
+                    Series(
+                        name="fitted half",
+                        x=measured[::2],
+                        y=[m * (1 + 0.04 * (-1) ** i) for i, m in enumerate(measured[::2])],
+                        labels=[f"m={i}" for i in range(12)],
+                    ),
+                    Series(
+                        name="held-out half",
+                        x=measured[1::2],
+                        y=[m * (1 + 0.07 * (-1) ** i) for i, m in enumerate(measured[1::2])],
+                        labels=[f"m={i}" for i in range(12)],
+                    ),
+                ],
+                caption="Dotted: equal. Gray: within 10 %.",
+                source="SCALE-Sim-validation (MIT)",
+            ),
+            Figure(
+                title="Error by regime",
+                x=Axis(label="regime"),
+                y=Axis(label="mean absolute error", percent=True),
+                horizontal=True,
+                series=[
+                    Series(
+                        name="hwsim",
+                        style="bars",
+                        x=["small", "medium", "large and very wide"],
+                        y=[0.041, 0.067, 0.075],
+                        low=[0.03, 0.06, 0.06],
+                        high=[0.05, 0.08, 0.09],
+                    )
+                ],
+                lines=[ReferenceLine(label="8 % gate", at=0.08)],
+            ),
+            Figure(
+                title="Speed-up over k",
+                x=Axis(label="k", scale="log"),
+                y=Axis(label="speed-up", unit="×", scale="log"),
+                series=[
+                    Series(
+                        name="measured, 2017",
+                        style="line",
+                        x=[8, 16, 32, 64, 128, 256, 512],
+                        y=[36.8, 33.6, 27.5, 21.4, 14.5, 8.0, 4.4],
+                    ),
+                    Series(
+                        name="simulated",
+                        style="band",
+                        x=[8, 16, 32, 64, 128, 256, 512],
+                        y=[39, 33, 28, 20, 15, 8.1, 4.2],
+                        low=[36, 31, 26, 19, 14, 7.8, 4],
+                        high=[42, 35, 30, 22, 16, 8.4, 4.5],
+                    ),
+                ],
+                lines=[ReferenceLine(label="break-even", at=1.0)],
+            ),
+        ],
+        tables=[
+            Table(
+                title="Ours beside theirs",
+                columns=[
+                    Column(name="claim"),
+                    Column(name="published", unit="%", kind="percent"),
+                    Column(name="ours", kind="percent"),
+                    Column(name="speed-up", kind="ratio"),
+                    Column(name="verdict", kind="verdict"),
+                ],
+                rows=[
+                    ["top-k 20, Adam", 0.9801, 0.9794, 21.4, "confirmed"],
+                    ["top-k 10, AdaGrad", 0.98, None, None, "not comparable"],
+                    ["hidden 20", 0.9577, 0.9640, 3.1, "not confirmed"],
+                ],
+                note="Mean of five seeds.",
+                source="Sun et al., ICML 2017, Table 1",
+            )
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def section():
+    return make_section()

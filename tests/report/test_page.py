@@ -1,0 +1,218 @@
+"""The page: drawn from results.json alone, offline, true to the numbers, and safe with any text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from hwsim.records import Configuration
+from hwsim.report import headline, tables, words
+from hwsim.report.page import page, write_page
+from hwsim.results import Results
+from hwsim.section import Column, Section, Table
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
+VOID = {"meta", "link", "br", "line", "rect", "circle", "path"}
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and visible text; complains about tags that do not close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text, self.problems = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID and (not self.open or self.open.pop() != tag):
+            self.problems.append(tag)
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def outline(text):
+    parsed = Outline()
+    parsed.feed(text)
+    parsed.close()
+    return parsed
+
+
+def visible(text):
+    return " ".join(" ".join(outline(text).text).split())
+
+
+@pytest.fixture(scope="module")
+def drawn(sample):
+    return page(sample)
+
+
+def test_the_page_of_the_file_is_the_page_of_the_objects(sample, drawn, tmp_path):
+    sample.write(tmp_path / "results.json")
+    path = write_page(Results.read(tmp_path), tmp_path)
+    assert path == tmp_path / "index.html"
+    assert path.read_text(encoding="utf-8") == drawn
+
+
+def test_other_results_give_another_page(sample, drawn):
+    trials = (sample.trials[0].model_copy(update={"training": sample.trials[1].training}), *sample.trials[1:])
+    assert page(sample.model_copy(update={"trials": trials})) != drawn
+
+
+def test_nothing_is_fetched(drawn):
+    parsed = outline(drawn)
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            value = attributes.get(name) or ""
+            assert value.startswith(("#", "data:")) or not value, (tag, name, value)
+    style = re.search(r"<style>(.*?)</style>", drawn, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert drawn.count("plotly.js v") == 1  # its script once, and from nowhere else
+
+
+def test_tags_close_and_ids_are_unique(drawn, build, section):
+    for text in (drawn, page(build(sections=[section, section]))):
+        parsed = outline(text)
+        assert parsed.problems == []
+        assert parsed.open == []
+        ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        targets = [attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"]
+        assert set(targets) <= set(ids)
+
+
+def test_every_figure_has_a_drawing_and_its_numbers(drawn):
+    parsed = outline(drawn)
+    places = [int(attributes["data-drawing"]) for _, attributes in parsed.tags if "data-drawing" in attributes]
+    island = re.search(r'<script type="application/json" id="drawings">(.*?)</script>', drawn, re.DOTALL).group(1)
+    assert places == list(range(len(json.loads(island))))
+    assert drawn.count("<summary>Numbers</summary>") == len(places)
+
+
+def test_tables_hold_the_numbers_of_the_results(sample, drawn):
+    text = visible(drawn)
+    for row in sample.summary().accuracy:
+        assert f"{row.test_accuracy.mean * 100:.2f}" in text
+    for row in sample.summary().costs:
+        assert f"{row.step.cycles:,.0f}" in text
+        assert words.ratio(row.gain_over_baseline.cycles if row.gain_over_baseline else None) in text
+
+
+def test_a_cost_table_holds_the_costs_in_its_units(sample):
+    machine = sample.machines[0]
+    table = tables.costs(sample, machine)
+    unit = {column.name: column.unit for column in table.columns}
+    scale = {"µJ": 1e6, "nJ": 1e3, "mJ": 1e9, "µs": 1.0, "ms": 1e3, "million": 1e6, "thousand": 1e3}
+    for row in table.rows:
+        cells = {column.name: value for column, value in zip(table.columns, row, strict=True)}
+        cost = sample.summary().cost_of(cells["configuration"], machine.name)
+        assert cells["cycles"] == cost.step.cycles
+        assert cells["energy"] * scale[unit["energy"]] == pytest.approx(cost.step.energy_pj.nominal)
+        assert cells["time"] * scale[unit["time"]] == pytest.approx(cost.step.time_us)
+        if cost.to_target:
+            goal = cells["energy to the target"] * scale[unit["energy to the target"]]
+            assert goal == pytest.approx(cost.to_target.energy_pj.nominal)
+        else:
+            assert cells["energy to the target"] is None
+
+
+def test_the_headline_names_the_cheapest_configuration_that_keeps_the_accuracy(sample):
+    summary = sample.summary()
+    for finding in headline.findings(summary):
+        kept = [row for row in summary.accuracy if headline.keeps_accuracy(row)]
+        costs = [summary.cost_of(row.configuration.name, finding.accelerator) for row in kept]
+        assert finding.best.step.energy_pj.nominal == min(cost.step.energy_pj.nominal for cost in costs)
+    text = " ".join(headline.paragraphs(sample))
+    best = headline.findings(summary)[0].best
+    assert best.configuration.name in text
+    assert f"{100 / best.gain_over_baseline.cycles:.0f} % of the cycles" in text
+    assert words.ratio(best.gain_step.energy) in text
+
+
+def test_a_configuration_that_loses_accuracy_is_no_finding(sample):
+    row = sample.summary().accuracy_of("topk k=10")
+    assert row.difference.interval[1] < 0
+    assert not headline.keeps_accuracy(row)
+
+
+def test_the_headline_says_when_nothing_keeps_the_accuracy(build):
+    text = " ".join(headline.paragraphs(build(configurations=("dense", "topk k=10"))))
+    assert "no other configuration keeps the accuracy of dense" in text
+
+
+def test_one_seed_is_said_to_have_no_interval(build):
+    results = build(configurations=("dense", "topk k=40"), seeds=(0,))
+    assert "1 seed, so without an interval" in " ".join(headline.paragraphs(results))
+
+
+def test_what_is_missing_is_said_and_not_made_up(build):
+    results = build()
+    untrained = page(results.model_copy(update={"trials": ()}))
+    assert "Nothing was trained here" in visible(untrained)
+    assert "dense has no trial with seed 0, 1, 2." in visible(untrained)
+    assert "How training went" not in visible(untrained)
+    unsimulated = page(build(simulations=[], machines=()))
+    assert "No step was simulated" in visible(unsimulated)
+    assert "Roofline" not in visible(unsimulated)
+    empty = build(configurations=("dense",), machines=()).model_copy(update={"configurations": (), "trials": ()})
+    assert "How these numbers came about" in visible(page(empty))
+
+
+def test_text_from_users_stays_text(build, section):
+    results = build(configurations=("dense", "topk k=40"))
+    renamed = json.loads(json.dumps(results.model_dump(mode="json")).replace("topk k=40", json.dumps(HOSTILE)[1:-1]))
+    renamed["experiment"] |= {"question": HOSTILE, "name": HOSTILE}
+    renamed["answer"] = HOSTILE
+    hostile = Results.model_validate_json(json.dumps(renamed))
+    table = Table(title=HOSTILE, columns=[Column(name=HOSTILE)], rows=[[HOSTILE]], note=HOSTILE, source=HOSTILE)
+    figure = section.figures[1].model_copy(update={"title": HOSTILE, "caption": HOSTILE})
+    block = Section(title=HOSTILE, text=HOSTILE, verdict=HOSTILE, tables=[table], figures=[figure])
+    text = page(hostile.model_copy(update={"sections": (block,)}))
+    plain = page(build(configurations=("dense", "topk k=40"), sections=[block]))
+    for drawn in (text, plain):
+        parsed = outline(drawn)
+        assert parsed.problems == []
+        assert [tag for tag, _ in parsed.tags if tag in ("img", "iframe", "object")] == []
+        assert sum(tag == "script" for tag, _ in parsed.tags) == 3
+        assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
+    assert "alert(1)" in visible(text)  # shown as the text it is
+    island = re.search(r'<script type="application/json" id="drawings">(.*?)</script>', text, re.DOTALL).group(1)
+    for drawing in json.loads(island):
+        for trace in drawing["data"]:
+            assert "<img" not in trace.get("name", "")  # plotly reads some HTML in its texts
+            assert "<img" not in trace.get("hovertemplate", "")
+
+
+def test_sections_alone_make_a_page(build, section):
+    results = build(configurations=("dense",), machines=(), sections=[section])
+    alone = results.model_copy(update={"configurations": (), "trials": (), "answer": "Within 7 %."})
+    text = visible(page(alone))
+    assert "TPU GEMMs: simulated against measured" in text
+    assert "passed" in text
+    assert "Within 7 %." in text
+    assert "98.01" in text
+    assert "Source: Sun et al., ICML 2017, Table 1" in text
+    assert "Every configuration" not in text
+
+
+def test_the_page_reads_on_a_phone(drawn):
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in drawn
+    parsed = outline(drawn)
+    assert sum(tag == "table" for tag, _ in parsed.tags) == drawn.count('<div class="scroll"')  # none can widen it
+
+
+def test_names_of_many_configurations_all_stand_in_the_page(build):
+    results = build(configurations=("dense",), machines=())
+    many = [Configuration(name=f"c{i}", family="c", precision="float32") for i in range(40)]
+    text = visible(page(results.model_copy(update={"configurations": (*results.configurations, *many)})))
+    assert all(f"c{i} has no trial" in text for i in range(40))

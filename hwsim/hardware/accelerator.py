@@ -246,7 +246,7 @@ class Accelerator(Spec):
     arrays: Arrays
     vector: Vector
     select: Select | None = None
-    memories: Annotated[tuple[Memory, ...], Field(min_length=1)]
+    memories: Annotated[tuple[Memory, ...], Field(min_length=1, max_length=2)]  # inner to outer
     dram: Dram
     launch: Launch | None = None
     power: Power | None = None

@@ -91,8 +91,6 @@ def prepare_optimizer(case: Case, device: torch.device) -> Prepared:
         rows = torch.sort(order).values.int()
         gradient = gradient[rows.long()].contiguous()
     if case.kernel == "torch_fused":
-        if device.type != "cuda":
-            raise Unavailable("torch's fused Adam on a CUDA device")
         count = torch.tensor(float(step), device=device)
         call = lambda: torch._fused_adam_(  # noqa: E731
             [weight], [gradient], [first], [second], [], [count], lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0,

@@ -48,6 +48,7 @@ class Suite:
     tell: Tell = print
     worker: Sequence[str] = (sys.executable, "-m", "hwsim.measurement.worker")
     stall_s: float = STALL_S
+    grace_s: float = 10.0  # how long a case may outlast the deadline
     file: MeasurementFile = field(default_factory=MeasurementFile)
     checks: list[dict[str, Any]] = field(default_factory=list)
     _saved: float = 0.0
@@ -129,7 +130,7 @@ class Suite:
         """Take a worker's reports. Returns (it finished in good order, it measured something)."""
         current, measured = None, False
         while True:
-            limit = min(self.stall_s, self.seconds_left + 10)
+            limit = min(self.stall_s, self.seconds_left + self.grace_s)
             message = worker.read(limit) if limit > 0 else None
             if message is None:
                 if self.seconds_left <= 0:
@@ -292,7 +293,7 @@ def _tensor_cores(job: Suite, device: str) -> None:
     if device == "cpu" or kind != "cuda" or job.seconds_left < 20:
         return
     limit = min(TENSOR_CORE_S, job.seconds_left - 5)
-    command = [sys.executable, "-m", "hwsim.measurement.tensor_core", "--out", str(job.out), "--seconds", str(limit), "--resume"]
+    command = [sys.executable, "-m", "hwsim.measurement.tensor_core", "--out", str(job.out), "--seconds", str(limit), "--resume", "--commit", job.commit]
     job.save()
     try:
         done = subprocess.run(command, timeout=limit + 15, capture_output=True, text=True, check=False)

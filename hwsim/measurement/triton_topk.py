@@ -32,13 +32,13 @@ def _keep_largest(scores, index, kept, extent, columns):
 
 @triton.jit
 def _select_over_batch(
-    g, partial, arrived, index, count, rows, extent, kept, row_stride, splits,
+    g, partial, arrived, index, count, rows, extent, kept, row_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXTENT: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     # Every program adds |g| over its share of the rows for COLUMNS columns; the last one to finish selects.
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < extent
-    share = tl.cdiv(rows, splits)
+    share = tl.cdiv(rows, SPLITS)
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, rows)
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
@@ -54,7 +54,7 @@ def _select_over_batch(
         every = tl.arange(0, EXTENT)
         scores = tl.zeros((EXTENT,), dtype=tl.float32)
         for split in range(SPLITS):
-            scores += tl.load(partial + split * extent + every, mask=(every < extent) & (split < splits), other=0.0)
+            scores += tl.load(partial + split * extent + every, mask=every < extent, other=0.0)
         found = _keep_largest(scores, index, kept, extent, every)
         tl.store(count, found)
         tl.store(arrived, 0)  # ready for the next call
@@ -69,7 +69,7 @@ def select_over_batch(g: torch.Tensor, kept: int, scratch: dict[str, torch.Tenso
     splits = len(scratch["partial"])
     columns = 64
     _select_over_batch[(triton.cdiv(extent, columns), splits)](
-        g, scratch["partial"], scratch["arrived"], scratch["index"], scratch["count"], rows, extent, kept, g.stride(0), splits,
+        g, scratch["partial"], scratch["arrived"], scratch["index"], scratch["count"], rows, extent, kept, g.stride(0),
         ROWS=16, COLUMNS=columns, EXTENT=triton.next_power_of_2(extent), SPLITS=splits,
         num_warps=min(32, max(4, triton.next_power_of_2(extent) // 512)),
     )  # fmt: skip

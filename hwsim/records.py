@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -19,6 +19,10 @@ from hwsim.training.result import TrainingSummary
 if TYPE_CHECKING:  # drawing a page needs no accelerator and no simulator
     from hwsim.hardware.accelerator import Accelerator
     from hwsim.simulation.result import OpResult, SimulationResult
+
+Work = Literal["trained", "dense", "zeros", "ideal"]
+Phase = Literal["forward", "loss", "backward", "update"]
+Gemm = Literal["", "output", "grad_input", "grad_weight"]
 
 
 class Configuration(Spec):
@@ -87,9 +91,9 @@ class SimulatedOp(Spec):
 
     id: str
     layer: str
-    phase: Literal["forward", "loss", "backward", "update"]
+    phase: Phase
     kind: str
-    gemm: Literal["", "output", "grad_input", "grad_weight"] = ""
+    gemm: Gemm = ""
     cycles: float = Field(ge=0)
     """Its window of the makespan: the windows of all ops add up to the cycles of the step."""
     ideal_cycles: float = Field(default=0.0, ge=0)
@@ -144,10 +148,10 @@ class Machine(Spec):
             peak_macs_per_cycle={name: float(rate * count) for name, rate in accelerator.arrays.macs_per_cycle.items()},
             dram_bytes_per_cycle=float(accelerator.dram_bytes_per_cycle),
             energy_table=accelerator.energy.table,
-            assumptions=[
+            assumptions=tuple(
                 Assumption(what=place, value=_numbers_at(accelerator, place), source=source)
                 for place, source in sources_of(accelerator)
-            ],
+            ),
         )
 
 
@@ -170,7 +174,7 @@ class SimulationRecord(Spec):
 
     configuration: str
     accelerator: str
-    work: Literal["trained", "dense", "zeros", "ideal"]
+    work: Work
     """trained: the step as it was recorded. Its rivals on the same machine, in the same formats: dense, without
     selection; zeros, dense but skipping the zeros that ReLU leaves; ideal, top-k at no cost of selecting."""
     seed: int
@@ -192,7 +196,7 @@ class SimulationRecord(Spec):
     hashes: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, configuration: str, seed: int, work: str, result: SimulationResult) -> SimulationRecord:
+    def of(cls, configuration: str, seed: int, work: Work, result: SimulationResult) -> SimulationRecord:
         """Condense a simulation result: each op's mean over the recorded steps.
 
         Raises:
@@ -211,13 +215,13 @@ class SimulationRecord(Spec):
             seed=seed,
             engine=result.engine,
             clock_ghz=float(result.clock_ghz),
-            step_cycles=[float(step.cycles) for step in result.steps],
-            step_energy_pj=[float(step.energy_pj) for step in result.steps],
+            step_cycles=tuple(float(step.cycles) for step in result.steps),
+            step_energy_pj=tuple(float(step.energy_pj) for step in result.steps),
             peak_memory_bytes=float(result.peak_memory_bytes),
-            ops=[_mean_op(ops) for ops in zip(*(step.ops for step in result.steps), strict=True)],
-            assumptions=[Assumption(what=what, source=source) for what, source in result.assumptions],
+            ops=tuple(_mean_op(ops) for ops in zip(*(step.ops for step in result.steps), strict=True)),
+            assumptions=tuple(Assumption(what=what, source=source) for what, source in result.assumptions),
             order=", ".join(dict.fromkeys(op.order for op in result.ops if op.order)),
-            notes=list(result.notes),
+            notes=tuple(result.notes),
             hashes=dict(result.hashes),
         )
 
@@ -235,9 +239,9 @@ def _mean_op(ops: tuple[OpResult, ...]) -> SimulatedOp:
     return SimulatedOp(
         id=ops[0].id,
         layer=ops[0].layer,
-        phase=str(ops[0].phase),
+        phase=cast(Phase, str(ops[0].phase)),
         kind=str(ops[0].kind),
-        gemm=str(ops[0].gemm),
+        gemm=cast(Gemm, str(ops[0].gemm)),
         cycles=mean(lambda op: op.cycles),
         ideal_cycles=mean(lambda op: op.ideal_cycles),
         stalls={

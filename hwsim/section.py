@@ -7,11 +7,19 @@ the section states. Nothing here draws, and nothing here computes.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hwsim.spec import Spec
+
+Item = TypeVar("Item")
+Many = Annotated[Sequence[Item], AfterValidator(tuple)]
+"""Written as any list or tuple, held as a tuple."""
+
+Kind = Literal["text", "number", "percent", "ratio", "verdict"]
+Marker = Literal["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"]
 
 Cell = str | bool | int | float | None
 """One entry of a table; None is drawn as a dash and means "not known", never zero."""
@@ -22,7 +30,7 @@ class Column(Spec):
 
     name: str
     unit: str = ""
-    kind: Literal["text", "number", "percent", "ratio", "verdict"] = "text"
+    kind: Kind = "text"
     """How a cell is written: percent takes a share (0.974 is drawn 97.4), ratio adds a times sign, verdict a mark."""
     digits: int | None = Field(default=None, ge=0, le=12)
     """Digits after the point; None writes four significant digits."""
@@ -32,8 +40,8 @@ class Table(Spec):
     """Rows under columns, with a note and the source of what is not ours."""
 
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: Many[Column]
+    rows: Many[Many[Cell]]
     note: str = ""
     source: str = ""
 
@@ -59,19 +67,19 @@ class Series(Spec):
     """One set of points under one name. `low` and `high` are the ends of each point's interval (not its length)."""
 
     name: str
-    x: tuple[str | float, ...]
-    y: tuple[float | None, ...]
+    x: Many[str | float]
+    y: Many[float | None]
     style: Literal["points", "line", "bars", "band"] = "points"
     """band draws the area between low and high with y as its middle line."""
-    low: tuple[float | None, ...] = ()
-    high: tuple[float | None, ...] = ()
-    x_low: tuple[float | None, ...] = ()
-    x_high: tuple[float | None, ...] = ()
-    labels: tuple[str, ...] = ()
+    low: Many[float | None] = ()
+    high: Many[float | None] = ()
+    x_low: Many[float | None] = ()
+    x_high: Many[float | None] = ()
+    labels: Many[str] = ()
     """What the pointer shows at each point, for example the shape of the GEMM."""
     color: str | None = None
     """Name of a configuration, a pass or a component, to wear its color; None takes the next color of the figure."""
-    marker: Literal["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"] | None = None
+    marker: Marker | None = None
     """None takes the next one of the figure, so that color is never the only difference."""
 
     @model_validator(mode="after")
@@ -101,7 +109,7 @@ class Figure(Spec):
     title: str
     x: Axis
     y: Axis
-    series: tuple[Series, ...]
+    series: Many[Series]
     caption: str = ""
     source: str = ""
     stacked: bool = False
@@ -110,7 +118,7 @@ class Figure(Spec):
     """True: draw y = x, as measured against simulated wants it."""
     identity_band: float | None = Field(default=None, gt=0)
     """Share around y = x to shade, such as 0.1 for plus and minus 10 %; needs `identity`."""
-    lines: tuple[ReferenceLine, ...] = ()
+    lines: Many[ReferenceLine] = ()
 
 
 class Section(Spec):
@@ -120,5 +128,5 @@ class Section(Spec):
     text: str = ""
     verdict: str | None = None
     """Shown as a mark beside the title: confirmed, within noise, not confirmed, not comparable, passed, failed."""
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
+    figures: Many[Figure] = ()
+    tables: Many[Table] = ()

@@ -14,7 +14,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 from hwsim.report.palette import INK, MUTED, Palette
-from hwsim.section import Axis, Cell, Column, Figure, Series, Table
+from hwsim.section import Axis, Cell, Column, Figure, Kind, Series, Table
 
 _MOST_ROWS = 200
 _LABEL_WIDTH, _NARROW_LABEL_WIDTH = 26, 15  # characters, on a wide and on a narrow screen
@@ -120,7 +120,7 @@ def _unit(axis: Axis) -> str:
     return "%" if axis.percent else axis.unit
 
 
-def _kind(axis: Axis, figure: Figure | None = None) -> str:
+def _kind(axis: Axis, figure: Figure | None = None) -> Kind:
     if figure is not None and _is_named(figure):
         return "text"
     return "percent" if axis.percent else "number"
@@ -247,7 +247,7 @@ def _identity(figure: Figure) -> list[dict[str, Any]]:
     if not values:
         return []
     low, high = min(values), max(values)
-    ends = list(_scaled([low, high], figure.x))
+    ends = [value * (100 if figure.x.percent else 1) for value in (low, high)]
     look = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip", "x": ends}
     line = {**look, "y": ends, "line": {"color": INK, "width": 1.2, "dash": "dot"}}
     if figure.identity_band is None:

@@ -7,11 +7,12 @@ turns them into plots. A figure without data is left out by its function: it ret
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from hwsim.records import Machine, SimulatedOp, SimulationRecord
 from hwsim.report import words
 from hwsim.results import Results
-from hwsim.section import Axis, Figure, Series
+from hwsim.section import Axis, Figure, Marker, Series
 from hwsim.summary import CostRow, Summary
 
 PASSES = ("forward", "loss", "grad_input", "grad_weight", "selection", "other backward", "update")
@@ -24,7 +25,7 @@ _BAR_OF_WORK = {
     "ideal": ", selection free",
 }
 _SELECTION_KINDS = ("select", "gather", "scatter")
-_MARKER_OF_GEMM = {"output": "circle", "grad_input": "triangle-up", "grad_weight": "square"}
+_MARKER_OF_GEMM: dict[str, Marker] = {"output": "circle", "grad_input": "triangle-up", "grad_weight": "square"}
 _MOST_LAYERS = 24
 _WIDE = 5  # costs further apart than this are drawn on a logarithmic axis
 
@@ -58,10 +59,10 @@ def tradeoff(results: Results, machine: Machine, against: str) -> Figure | None:
         return row.step.cycles, row.step_cycles.low, row.step_cycles.high
 
     lowest, highest = min(cost(row)[1] for row, _ in points), max(cost(row)[2] for row, _ in points)
-    scale = "log" if lowest > 0 and highest / lowest > _WIDE else "linear"
+    scale: Literal["linear", "log"] = "log" if lowest > 0 and highest / lowest > _WIDE else "linear"
     divisor, unit = words.energy_scale(highest) if against == "energy" else words.count_scale(highest)
     axis = Axis(label=f"{against} per step", unit=unit, scale=scale)
-    front = pareto_front([(cost(row)[0], accuracy.mean) for row, accuracy in points])
+    front = pareto_front([(cost(row)[0], spread.mean) for row, spread in points])
     series = [
         Series(
             name="Pareto front",
@@ -71,19 +72,19 @@ def tradeoff(results: Results, machine: Machine, against: str) -> Figure | None:
             color="front",
         )
     ]
-    for row, accuracy in points:
+    for row, spread in points:
         middle, low, high = cost(row)
         series.append(
             Series(
                 name=row.configuration.name,
                 color=row.configuration.name,
                 x=[middle / divisor],
-                y=[accuracy.mean],
+                y=[spread.mean],
                 x_low=[low / divisor],
                 x_high=[high / divisor],
-                low=[accuracy.low],
-                high=[accuracy.high],
-                labels=[f"{words.accuracy(accuracy)}, {words.plural(accuracy.count, 'seed')}"],
+                low=[spread.low],
+                high=[spread.high],
+                labels=[f"{words.accuracy(spread)}, {words.plural(spread.count, 'seed')}"],
             )
         )
     meaning = "low to high prices" if against == "energy" else "the range over recorded steps"

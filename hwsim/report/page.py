@@ -173,7 +173,8 @@ class _Page:
     def _layers(self) -> str:
         """One pair of figures for each configuration and machine, behind a chooser: all at once would be too many."""
         chooser = f"chooser{next(self.choosers)}"
-        options, choices = [], []
+        options: list[str] = []
+        choices: list[str] = []
         for machine in self.results.machines:
             for configuration in self.results.configurations:
                 drawn = [

@@ -22,20 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.errors import UnsupportedError
+from hwsim.hardware.sourced import Count, Name, NonNegative, Positive, Share, Sourced
+from hwsim.hardware.tiled import Tiled
 from hwsim.spec import Spec, field_problem
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
 
 # [low, nominal, high]: a price is a range, because published tables differ by more than any design choice.
 LowNominalHigh = tuple[NonNegative, NonNegative, NonNegative]
@@ -52,12 +48,6 @@ ASSUMED_CYCLES: dict[str, int] = {
     "divide": 8,
     "square_root": 8,
 }
-
-
-class Sourced(Spec):
-    """A block of numbers and where they come from."""
-
-    source: Annotated[str, Field(min_length=4)]
 
 
 class Clock(Sourced):
@@ -254,7 +244,7 @@ class Accelerator(Spec):
     transpose: Literal["port", "copy"] = "port"  # read across the stored layout for free, or by a copy
     energy: Energy = Energy()
     area: tuple[AreaItem, ...] = ()
-    tiled: Any = None
+    tiled: Tiled | None = None  # GEMMs go through output tiles in waves instead of the arrays' own dataflow
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Accelerator:

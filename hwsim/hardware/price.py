@@ -23,7 +23,7 @@ class Range:
         return Range(self.low + other.low, self.nominal + other.nominal, self.high + other.high)
 
     def __radd__(self, other: int | Range) -> Range:
-        return self if other == 0 else other + self  # type: ignore[operator,return-value]
+        return self if other == 0 else other + self
 
     def __mul__(self, factor: float) -> Range:
         return Range(self.low * factor, self.nominal * factor, self.high * factor)

@@ -1,0 +1,234 @@
+"""GEMM on the CPU: operands as addresses and strides, a plan, and the compiled kernel over shares of the rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.arithmetic.mac import Chunked, MacSpec
+from hwsim.arithmetic.number import NumberFormat
+from hwsim.arithmetic.rounding import Overflow
+from hwsim.arithmetic.storage import Cast
+from hwsim.errors import SpecError, UnsupportedError
+from hwsim.kernels import random_bits
+from hwsim.kernels.numba_cpu.compiled import compiled
+from hwsim.kernels.numba_cpu.matmul_driver import kernel
+from hwsim.kernels.numba_cpu.matmul_plan import NOTHING, Facts, Plan, facts_of_format, plan
+from hwsim.kernels.numba_cpu.threads import pool, threads
+from hwsim.kernels.reference.matmul import Stage, result_cast, stage_stream
+
+THREADED_WORK = 1 << 25  # multiply-accumulates from which rows are shared among threads
+_BLANK = np.zeros(8, np.uint64)
+
+
+class Matrix(NamedTuple):
+    """A two-dimensional operand in memory: sizes in elements, address and strides in bytes, `keep` holds its data."""
+
+    address: int
+    rows: int
+    columns: int
+    row: int
+    column: int
+    bits: int
+    keep: Any
+
+
+def matrix(x: Any) -> Matrix:
+    """Return the memory of a numpy array or CPU tensor with two dimensions, float32 or float64, any strides."""
+    if isinstance(x, np.ndarray):
+        data = x.__array_interface__["data"][0]
+        return Matrix(data, *x.shape, *x.strides, 8 * x.itemsize, x)
+    size = x.element_size()
+    row, column = x.stride()
+    return Matrix(x.data_ptr(), *x.shape, row * size, column * size, 8 * size, x)
+
+
+def as_float64(x: Matrix) -> Matrix:
+    """Return a float64 copy of an operand."""
+    if x.bits == 64:
+        return x
+    array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
+    return matrix(array.astype(np.float64, order="K"))
+
+
+def multiply(
+    a: Any, b: Any, mac: MacSpec, out: np.ndarray, start: np.ndarray | None, bias: np.ndarray | None,
+    formats: tuple[NumberFormat | None, NumberFormat | None], stream: int, k_positions: np.ndarray | None,
+    indices: np.ndarray | None, counters: Any = None,
+) -> None:  # fmt: skip
+    """Compute one GEMM into `out` (m x n, contiguous columns, the result's carrier).
+
+    Args:
+        a, b: m x k and k x n, numpy or torch, any strides.
+        start: float64, m x n (broadcast views allowed), values of the accumulator's (outer) format.
+        formats: what the operands are known to hold; None where it must be found out.
+        k_positions, indices: int64; original positions of k, and each row's first output index (random words).
+
+    Raises:
+        UnsupportedError: no compiled kernel does this case exactly.
+        SpecError: a sum out of range where the accumulator makes that an error.
+    """
+    left, right = matrix(a), matrix(b)
+    m, k, n = left.rows, left.columns, right.columns
+    if not m or not n:
+        return
+    a_facts = facts(left) if formats[0] is None else facts_of_format(formats[0])
+    b_facts = facts(right) if formats[1] is None else facts_of_format(formats[1])
+    start_facts, negative_zero = NOTHING, False
+    if start is not None:
+        start_facts, negative_zero = facts_of_start(start)
+    chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
+    run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+    if bias is not None:
+        # one more step, k = 1: a column of ones times the bias, from the sums so far
+        last = MacSpec(*_cast_fields(result_cast(mac)))
+        ones = np.ones((m, 1), np.float32)
+        multiply(ones, bias.reshape(1, n), last, out, out.astype(np.float64), None, (None, None),
+                 stage_stream(stream, Stage.OUTER), np.array([k]), indices)  # fmt: skip
+    elif mac.overflow is Overflow.ERROR or not _has_nan(mac):
+        check_no_nan(out, mac)
+
+
+def _cast_fields(cast: Cast) -> tuple[Any, Any, Any]:
+    return cast.format, cast.rounding, cast.overflow
+
+
+def run(
+    chosen: Plan,
+    left: Matrix,
+    right: Matrix,
+    mac: MacSpec,
+    out: np.ndarray,
+    start: np.ndarray | None,
+    stream: int,
+    k_positions: np.ndarray | None,
+    indices: np.ndarray | None,
+    workers: int,
+) -> None:
+    """Run a plan."""
+    if chosen.recipe.bits == 64:
+        left, right = as_float64(left), as_float64(right)
+    elif left.bits == 64 or right.bits == 64:
+        raise UnsupportedError("matmul: float64 operands need float64 lanes")
+    m, k, n = left.rows, left.columns, right.columns
+    order = mac.order
+    chunk = order.size if isinstance(order, Chunked) else max(k, 1)
+    keys, outer_keys, index = _BLANK, _BLANK, None
+    if chosen.recipe.random or (chosen.outer and chosen.outer.random):
+        if m * n > 1 << 32 or (indices is not None and int(indices[-1]) + n > 1 << 32):
+            raise UnsupportedError("matmul: more than 2**32 outputs with stochastic rounding have no vector kernel")
+        positions = np.arange(k) if k_positions is None else k_positions
+        keys = keys_of(stage_stream(stream, Stage.ACCUMULATE), positions)
+        outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(-(-k // chunk)))
+        index = (np.arange(m, dtype=np.int64) * n if indices is None else indices).astype(np.uint32)
+    function = kernel(chosen.recipe, chosen.outer, 8 * out.itemsize)
+    first = (0, 0, 0) if start is None else (start.__array_interface__["data"][0], *start.strides)
+    outer_block = chosen.blocks if chosen.outer_block is None else chosen.outer_block
+
+    def share(begin: int, end: int) -> None:
+        function(
+            left.address, left.row, left.column, right.address, right.row, right.column, *first,
+            out.__array_interface__["data"][0], out.strides[0], begin, end, n, k, chunk,
+            chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,
+            keys.ctypes.data, outer_keys.ctypes.data, 0 if index is None else index.ctypes.data,
+        )  # fmt: skip
+
+    if workers < 2 or m < 8 or m * n * k < THREADED_WORK:
+        share(0, m)
+        return
+    step = (-(-m // workers) + 3) // 4 * 4
+    list(pool(workers).map(lambda begin: share(begin, min(begin + step, m)), range(0, m, step)))
+
+
+def keys_of(stream: int, positions: np.ndarray) -> np.ndarray:
+    """Return `random_bits.key` for each position (uint64)."""
+    with np.errstate(over="ignore"):
+        x = np.uint64(stream) + positions.astype(np.uint64) * np.uint64(random_bits.K_STEP)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+        return np.ascontiguousarray(x ^ (x >> np.uint64(31)))
+
+
+def check_no_nan(out: np.ndarray, mac: MacSpec) -> None:
+    """Raise where a NaN marks a sum that the accumulator does not admit."""
+    if np.isnan(out).any():
+        cast = result_cast(mac)
+        fmt = cast.format
+        raise SpecError(f"matmul, accumulator {cast}: a sum left {fmt.lowest} to {fmt.largest}")  # type: ignore[union-attr]
+
+
+def _has_nan(mac: MacSpec) -> bool:
+    return result_cast(mac).format.has_nan and mac.accumulator.has_nan
+
+
+# ------------------------------------------------------------------------------------------------ facts by looking
+def facts(x: Matrix) -> Facts:
+    """Find out what is true of all values of an operand (one pass)."""
+    if x.bits == 64:
+        array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
+        return facts_of_doubles(array)
+    found = np.empty(4, np.int64)
+    array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
+    if abs(x.row) < abs(x.column):  # walk along memory
+        array = array.T
+    _look(array, found)
+    return _named(found)
+
+
+def _named(found: np.ndarray) -> Facts:
+    trailing, lowest, highest, special = (int(v) for v in found)
+    if highest < 0:  # nothing but zeros
+        return Facts(1, NOTHING.lsb, NOTHING.top, bool(special))
+    return Facts(24 - trailing, lowest - 150, highest - 126, bool(special))
+
+
+@compiled
+def _look(x, found):  # type: ignore[no-untyped-def]
+    """Find the fewest trailing zeros of a significand, the lowest last bit, the highest exponent, and infinities.
+
+    Exponents are biased; the last bit of x stands at 2**(lowest - 150).
+    """
+    all_bits = np.int32(0)
+    lowest = np.int32(1000)
+    highest = np.int32(-1)
+    special = np.int32(0)
+    for i in range(x.shape[0]):
+        row = x[i]
+        for j in range(row.shape[0]):
+            code = np.int32(np.float32(row[j]).view(np.int32) & np.int32(0x7FFFFFFF))
+            exponent = np.int32(code >> np.int32(23))
+            normal = np.int32(exponent != 0)
+            significand = np.int32((code & np.int32(0x7FFFFF)) | np.int32(normal << np.int32(23)))
+            exponent = np.int32(exponent + np.int32(1) - normal)
+            last = np.int32(significand & np.int32(-significand))
+            # a power of two up to 2**23 as a float: its exponent field says which one
+            place = np.int32(np.int32(np.float32(last).view(np.int32) >> np.int32(23)) - np.int32(127))
+            there = code != 0
+            all_bits |= significand
+            if there:
+                lowest = min(lowest, np.int32(exponent + place))
+                highest = max(highest, exponent)
+            special |= np.int32(code >= np.int32(0x7F800000))
+    trailing = 0
+    while trailing < 23 and not (all_bits >> trailing) & 1:
+        trailing += 1
+    found[0], found[1], found[2], found[3] = trailing, lowest, highest, special
+
+
+def facts_of_doubles(x: np.ndarray) -> Facts:
+    """Return facts of a float64 array; exact only where float32 holds every value."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = x.astype(np.float32)
+    if np.array_equal(narrow, x, equal_nan=True):
+        return facts(matrix(np.atleast_2d(narrow)))
+    finite = np.abs(x[np.isfinite(x)])
+    top = math.frexp(float(finite.max()))[1] if finite.size else -2000
+    return Facts(53, -1074, top, bool(not np.isfinite(x).all()), True)
+
+
+def facts_of_start(start: np.ndarray) -> tuple[Facts, bool]:
+    """Return facts of start values, and whether a negative zero is among them."""
+    return facts_of_doubles(np.atleast_2d(start)), bool(np.any((start == 0) & np.signbit(start)))
+

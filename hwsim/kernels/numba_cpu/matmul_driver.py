@@ -1,0 +1,219 @@
+"""The loops around the tile: panels of b, rows of a, chunks of k, the start value and the result.
+
+One compiled function per recipe, made on first use and cached on disk. It releases the GIL, so that several Python
+threads may each take a share of the rows: no second thread pool stands beside torch's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numba import njit, types
+
+from hwsim.kernels.numba_cpu import matmul_steps, matmul_tile, vector_ir
+from hwsim.kernels.numba_cpu.matmul_tile import (
+    Recipe,
+    copy_vectors,
+    join,
+    read32,
+    read64,
+    tile,
+    transpose_block,
+    write32,
+    write64,
+)
+
+ROWS = 4  # rows of a full tile
+VECTORS = 4  # vectors of a full tile: 64 columns of float32
+PACK_ROWS = 24  # fewer rows than this do not repay copying a b whose columns are contiguous already
+
+set_processor_mode = types.ExternalFunction("fesetround", types.int32(types.int32))
+
+
+def _revision() -> str:
+    """Hash of the sources that a compiled kernel is made from: numba's cache watches this file alone."""
+    digest = hashlib.sha256()
+    for module in (vector_ir, matmul_steps, matmul_tile):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+REVISION = _revision()
+
+
+@cache
+def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..., None]:
+    """Return the compiled GEMM of a recipe; results are stored as float32 or float64 (`store_bits`).
+
+    With `outer`, chunks of k are summed from 0 by `recipe` and join an outer float64 sum by `outer`.
+    The function takes addresses and strides in bytes::
+
+        f(a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
+          mode, outer_mode, blocks, outer_block, keys, outer_keys, index)
+
+    `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
+    `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
+    """
+    return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, REVISION)
+
+
+def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revision: str) -> Callable[..., None]:
+    size = bits // 8
+    lanes = 512 // bits
+    wide = VECTORS * lanes
+    chunked = outer != ""
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def multiply(  # type: ignore[no-untyped-def]
+        a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
+        mode, outer_mode, blocks, outer_block, keys, outer_keys, index,
+    ):  # fmt: skip
+        _ = revision
+        state_array = np.empty(states * ROWS * wide * size + 64, np.uint8)
+        state = (state_array.ctypes.data + 63) // 64 * 64
+        total_array = np.empty((ROWS * wide * 8 if chunked else 0) + 64, np.uint8)
+        total = (total_array.ctypes.data + 63) // 64 * 64
+        panel_array = np.empty(k * wide * size + 64, np.uint8)
+        packed = (panel_array.ctypes.data + 63) // 64 * 64
+        places = np.empty(ROWS * (1 + wide // 16), np.uint32)
+        row_places = places.ctypes.data
+        group_places = row_places + 4 * ROWS
+        if mode != 0:
+            set_processor_mode(np.int32(mode))
+        for first in range(0, n, wide):
+            columns = min(wide, n - first)
+            width = lanes if columns <= lanes else wide
+            panel = b + first * b_n
+            panel_k = b_k
+            if b_n != size or columns != width or last_row - first_row >= PACK_ROWS:
+                _pack(bits, panel, b_k, b_n, packed, columns, width, k)
+                panel, panel_k = packed, width * size
+            row = first_row
+            while row < last_row:
+                rows = ROWS if row + ROWS <= last_row else 1
+                left = a + row * a_row
+                for r in range(rows):
+                    places[r] = np.uint32(_read_index(index, row + r) + first)
+                    for g in range(width // 16):
+                        places[ROWS + r * (width // 16) + g] = places[r] + np.uint32(16 * g)
+                if chunked:
+                    _load(64, start, start_row, start_n, total, row, first, rows, columns, width)
+                else:
+                    _load(bits, start, start_row, start_n, state, row, first, rows, columns, width)
+                    _clear(bits, state, rows * width, states * rows * width)
+                for begin in range(0, k, chunk):
+                    length = min(chunk, k - begin)
+                    if chunked:
+                        _clear(bits, state, 0, states * rows * width)
+                    at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * begin
+                    if width == lanes:
+                        if rows == ROWS:
+                            tile(text, ROWS, 1, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                        else:
+                            tile(text, 1, 1, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                    elif rows == ROWS:
+                        tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                    else:
+                        tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                    if chunked:
+                        groups = rows * width // 16
+                        outer_key = outer_keys + 8 * (begin // chunk)
+                        if outer_mode != mode:
+                            set_processor_mode(np.int32(outer_mode))
+                        join(outer, bits, groups, total, state, outer_block, outer_key, group_places)
+                        if outer_mode != mode:
+                            set_processor_mode(np.int32(mode))
+                if chunked:
+                    _store(64, store_bits, total, out, out_row, row, first, rows, columns, width)
+                else:
+                    _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width)
+                row += rows
+        if mode != 0:
+            set_processor_mode(np.int32(0))
+        # the arrays must live until here: above, only their addresses are used
+        return state_array[0] + total_array[0] + panel_array[0] + places[0]
+
+    return multiply
+
+
+@njit(cache=True, inline="never")
+def _read_index(index, row):  # type: ignore[no-untyped-def]
+    return np.int64(0) if index == 0 else np.int64(_bits_of(read32(index + 4 * row)))
+
+
+@njit(cache=True)
+def _bits_of(x):  # type: ignore[no-untyped-def]
+    return np.float32(x).view(np.uint32)
+
+
+@njit(cache=True)
+def _read(bits, address):  # type: ignore[no-untyped-def]
+    return np.float64(read32(address)) if bits == 32 else read64(address)
+
+
+@njit(cache=True)
+def _write(bits, address, value):  # type: ignore[no-untyped-def]
+    if bits == 32:
+        write32(address, np.float32(value))
+    else:
+        write64(address, value)
+
+
+@njit(cache=True)
+def _pack(bits, b, b_k, b_n, packed, columns, width, k):  # type: ignore[no-untyped-def]
+    """Copy a panel of b so that each k has `width` consecutive columns, zeros beyond the last one."""
+    size = bits // 8
+    lanes = 512 // bits
+    if b_n == size and columns == width:
+        for i in range(k):
+            for j in range(0, width * size, 64):
+                copy_vectors(bits, 1, b + i * b_k + j, packed + i * width * size + j)
+        return
+    if b_k == size and columns == width:
+        for j in range(0, width, lanes):
+            for i in range(0, k - lanes + 1, lanes):
+                transpose_block(bits, b + j * b_n + i * b_k, b_n, packed + (i * width + j) * size, width * size)
+        done = k // lanes * lanes
+    else:
+        done = 0
+    for i in range(done, k):
+        for j in range(columns):
+            _write(bits, packed + (i * width + j) * size, _read(bits, b + i * b_k + j * b_n))
+        for j in range(columns, width):
+            _write(bits, packed + (i * width + j) * size, 0.0)
+
+
+@njit(cache=True)
+def _clear(bits, state, begin, end):  # type: ignore[no-untyped-def]
+    for i in range(begin, end):
+        _write(bits, state + i * (bits // 8), 0.0)
+
+
+@njit(cache=True)
+def _load(bits, start, start_row, start_n, state, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
+    """Put the start values (float64) of a tile into its state; 0 where there are none."""
+    size = bits // 8
+    if start == 0:
+        _clear(bits, state, 0, rows * width)
+        return
+    for r in range(rows):
+        for j in range(columns):
+            value = read64(start + (row + r) * start_row + (first + j) * start_n)
+            _write(bits, state + (r * width + j) * size, value)
+        for j in range(columns, width):
+            _write(bits, state + (r * width + j) * size, 0.0)
+
+
+@njit(cache=True)
+def _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
+    """Write a tile's results; every NaN becomes the canonical one."""
+    for r in range(rows):
+        for j in range(columns):
+            value = _read(bits, state + (r * width + j) * (bits // 8))
+            if value != value:
+                value = np.nan
+            _write(store_bits, out + (row + r) * out_row + (first + j) * (store_bits // 8), value)

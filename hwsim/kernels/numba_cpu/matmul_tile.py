@@ -1,0 +1,368 @@
+"""The register-blocked inner loop: a tile of output rows x columns, k ascending, all accumulators in registers.
+
+`tile` is a numba intrinsic: its first arguments are literals that choose the recipe, the rest are run-time values
+(addresses and strides in bytes). Rows of a are read element by element, b as vectors of consecutive columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, NUMBERS, WHOLES, Step
+from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
+from hwsim.kernels.random_bits import M1, M2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one step does, as text fields (the text is a literal of the compiled kernel and part of its cache key).
+
+    Args:
+        bits: width of the lanes, 32 or 64.
+        sums: how sums are formed, a key of `matmul_steps.SUMS`.
+        rule: rounding of the accumulator (see `Step.round`).
+        product: rounding of the product, "none" for exact.
+        order: "sequential" or "kahan".
+        counts: whether swamped, overflowed and added terms are counted.
+    """
+
+    bits: int
+    sums: str
+    rule: str
+    product: str = "none"
+    order: str = "sequential"
+    counts: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.bits} {self.sums} {self.rule} {self.product} {self.order} {int(self.counts)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read the text form."""
+        bits, sums, rule, product, order, counts = text.split()
+        return cls(int(bits), sums, rule, product, order, counts == "1")
+
+    @property
+    def states(self) -> int:
+        """Vectors kept for each vector of outputs."""
+        return (2 if self.order == "kahan" else 1) + (3 if self.counts else 0)
+
+    @property
+    def random(self) -> bool:
+        """Whether steps draw random words."""
+        return "stochastic" in self.rule
+
+
+@intrinsic(prefer_literal=True)
+def tile(  # type: ignore[no-untyped-def]
+    _typing, recipe, rows, vectors, a, a_row, a_k, b, b_k, state, length, blocks, keys, index
+):
+    """Accumulate `length` products into the tile whose state stands at address `state`.
+
+    Args:
+        recipe, rows, vectors: literals; the tile is rows x (vectors x lanes).
+        a, a_row, a_k: address and strides of the left operand. b, b_k: of the right one (columns contiguous).
+        state: address of Recipe.states planes of the tile.
+        blocks: address of the accumulator's parameter block; the product's block follows it.
+        keys: address of one random key (u64) for each k. index: address of one u32 for each row: the row-major
+            index of the tile's first column.
+    """
+    if not all(isinstance(x, types.Literal) for x in (recipe, rows, vectors)):
+        return None
+    shape = (recipe.literal_value, rows.literal_value, vectors.literal_value)
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        _Tile(builder, Recipe.parse(shape[0]), shape[1], shape[2], values[3:]).emit()
+        return context.get_dummy_value()
+
+    return types.void(recipe, rows, vectors, *([types.int64] * 10)), generate
+
+
+class _Tile:
+    def __init__(self, builder: ir.IRBuilder, recipe: Recipe, rows: int, vectors: int, values: Any) -> None:
+        self.builder, self.recipe, self.rows, self.vectors = builder, recipe, rows, vectors
+        self.a, self.a_row, self.a_k, self.b, self.b_k, self.state, self.length, blocks, self.keys, index = values
+        self.lanes = Lanes(builder, recipe.bits)
+        self.step = Step(self.lanes, blocks)
+        self.product_step = Step(self.lanes, builder.add(blocks, INT64(BLOCK * self.lanes.bytes)))
+        self.index = self._row_indices(index) if recipe.random else []
+
+    def _row_indices(self, index: Any) -> list[list[Any]]:
+        """Return the low 32 bits of each lane's output index, for each row and vector."""
+        b, count = self.builder, self.lanes.count
+        words = ir.VectorType(INT32, count)
+        found = []
+        for row in range(self.rows):
+            base = self.lanes.spread(self.lanes.load_scalar(b.add(index, INT64(4 * row)), INT32))
+            found.append(
+                [b.add(base, ir.Constant(words, [v * count + j for j in range(count)])) for v in range(self.vectors)]
+            )
+        return found
+
+    def _places(self) -> list[tuple[int, int, int]]:
+        return [(s, r, v) for s in range(self.recipe.states) for r in range(self.rows) for v in range(self.vectors)]
+
+    def _address(self, place: tuple[int, int, int]) -> Any:
+        s, r, v = place
+        offset = ((s * self.rows + r) * self.vectors + v) * 64
+        return self.builder.add(self.state, INT64(offset))
+
+    def emit(self) -> None:
+        b, lanes = self.builder, self.lanes
+        places = self._places()
+        start = {place: lanes.load(self._address(place)) for place in places}
+        before = b.block
+        body, after = b.append_basic_block("tile"), b.append_basic_block("tile_end")
+        self._warm_parameters()
+        before = b.block
+        b.cbranch(b.icmp_signed(">", self.length, INT64(0)), body, after)
+
+        b.position_at_end(body)
+        k, a, right = b.phi(INT64), b.phi(INT64), b.phi(INT64)
+        held = {place: b.phi(lanes.floats) for place in places}
+        for phi, value in ((k, INT64(0)), (a, self.a), (right, self.b)):
+            phi.add_incoming(value, before)
+        for place in places:
+            held[place].add_incoming(start[place], before)
+        columns = [lanes.load(b.add(right, INT64(64 * v))) for v in range(self.vectors)]
+        key = self._key(k)
+        new = {}
+        for row in range(self.rows):
+            factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(self.a_row, INT64(row)))))
+            for v in range(self.vectors):
+                old = [held[s, row, v] for s in range(self.recipe.states)]
+                word = self._word(key, row, v) if self.recipe.random else None
+                for s, value in enumerate(self._advance(factor, columns[v], old, word)):
+                    new[s, row, v] = value
+        k_next = b.add(k, INT64(1))
+        for phi, value in ((k, k_next), (a, b.add(a, self.a_k)), (right, b.add(right, self.b_k))):
+            phi.add_incoming(value, b.block)
+        for place in places:
+            held[place].add_incoming(new[place], b.block)
+        b.cbranch(b.icmp_signed("<", k_next, self.length), body, after)
+
+        b.position_at_end(after)
+        results = {}
+        for place in places:
+            results[place] = b.phi(lanes.floats)
+            results[place].add_incoming(start[place], before)
+            results[place].add_incoming(new[place], body)
+        for place in places:
+            lanes.store(results[place], self._address(place))
+
+    def _warm_parameters(self) -> None:
+        """Read every parameter before the loop, by emitting one step whose results nobody uses (LLVM drops it)."""
+        zero = self.lanes.number(0.0)
+        word = ir.Constant(ir.VectorType(INT32, self.lanes.count), [0] * self.lanes.count)
+        self._advance(zero, zero, [zero] * self.recipe.states, word)
+
+    def _advance(self, a: Any, b: Any, old: list[Any], word: Any) -> list[Any]:
+        recipe, step, v = self.recipe, self.step, self.lanes
+        if word is not None and v.bits == 64:
+            word = self.builder.zext(word, v.integers)
+        product = None
+        if recipe.product != "none":
+            product = self.product_step.round(recipe.product, v.mul(a, b))
+
+        def term_plus(other: Any) -> Any:
+            if product is None:
+                return step.sum_product(recipe.sums, a, b, other)
+            return step.sum_two(recipe.sums, product, other)
+
+        if recipe.order == "kahan":
+            total, lost = old[:2]
+            y = step.round(recipe.rule, term_plus(v.neg(lost)))
+            t = step.round(recipe.rule, step.sum_two(recipe.sums, total, y))
+            back = step.round(recipe.rule, step.sum_two(recipe.sums, t, v.neg(total)))
+            return [t, step.round(recipe.rule, step.sum_two(recipe.sums, back, v.neg(y)))]
+        new = step.round(recipe.rule, term_plus(old[0]), word)
+        if not recipe.counts:
+            return [new]
+        term = v.mul(a, b) if product is None else product
+        return [new, *self._count(term, old, new)]
+
+    def _count(self, term: Any, old: list[Any], new: Any) -> list[Any]:
+        """Count swamped terms, overflows and terms that are not zero (as floats, in the lanes)."""
+        v, b = self.lanes, self.builder
+        one, zero = v.number(1.0), v.number(0.0)
+        infinity = v.number(float("inf"))
+
+        def finite(x: Any) -> Any:
+            return b.fcmp_ordered("<", v.abs(x), infinity)
+
+        real = b.and_(b.fcmp_unordered("!=", term, zero), finite(term))
+        same = b.fcmp_ordered("==", new, old[0])
+        largest, lowest = self.step.number("largest"), self.step.number("lowest")
+        edge = b.or_(b.fcmp_unordered(">=", new, largest), b.fcmp_unordered("<=", new, lowest))
+        within = b.and_(finite(old[0]), b.not_(edge))
+        swamped = b.and_(b.and_(real, same), within)
+        overflowed = b.and_(b.and_(edge, finite(old[0])), finite(term))
+        adds = [b.select(x, one, zero) for x in (swamped, overflowed, real)]
+        return [v.add(count, more) for count, more in zip(old[1:], adds, strict=True)]
+
+    def _key(self, k: Any) -> tuple[Any, Any] | None:
+        """Load the random key of this k and spread its halves."""
+        if not self.recipe.random:
+            return None
+        b = self.builder
+        key = self.lanes.load_scalar(b.add(self.keys, b.mul(k, INT64(8))), INT64)
+        low = self.lanes.spread(b.trunc(key, INT32))
+        return low, self.lanes.spread(b.trunc(b.lshr(key, INT64(32)), INT32))
+
+    def _word(self, key: tuple[Any, Any] | None, row: int, vector: int) -> Any:
+        """Return `random_bits.word` for each lane."""
+        assert key is not None
+        return random_word(self.builder, self.index[row][vector], key)
+
+
+def _address_intrinsic(kind: Any, number: Any) -> tuple[Any, Any]:
+    """Make the pair (read, write) of one element type at a raw address."""
+
+    @intrinsic
+    def read(_typing, address):  # type: ignore[no-untyped-def]
+        """Read one number at an address."""
+
+        def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+            return builder.load(builder.inttoptr(values[0], ir.PointerType(kind)), typ=kind)
+
+        return number(types.int64), generate
+
+    @intrinsic
+    def write(_typing, address, value):  # type: ignore[no-untyped-def]
+        """Write one number at an address."""
+
+        def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+            builder.store(values[1], builder.inttoptr(values[0], ir.PointerType(kind)))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, number), generate
+
+    return read, write
+
+
+read32, write32 = _address_intrinsic(ir.FloatType(), types.float32)
+read64, write64 = _address_intrinsic(ir.DoubleType(), types.float64)
+
+
+@intrinsic(prefer_literal=True)
+def transpose_block(_typing, bits, source, source_row, target, target_row):  # type: ignore[no-untyped-def]
+    """Transpose one lanes x lanes block: vectors are read along the source's rows and written along the target's."""
+    if not isinstance(bits, types.Literal):
+        return None
+    width = bits.literal_value
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        _, source, source_row, target, target_row = values
+        lanes = Lanes(builder, width)
+        n = lanes.count
+        rows = [lanes.load(builder.add(source, builder.mul(source_row, INT64(i)))) for i in range(n)]
+        span = n // 2
+        while span:  # swap the off-diagonal quarters of ever smaller squares
+            for i in range(n):
+                if i & span:
+                    continue
+                low = [j if not j & span else n + (j ^ span) for j in range(n)]
+                high = [j ^ span if not j & span else n + j for j in range(n)]
+                pair = rows[i], rows[i | span]
+                mask = ir.VectorType(INT32, n)
+                rows[i] = builder.shuffle_vector(*pair, ir.Constant(mask, low))
+                rows[i | span] = builder.shuffle_vector(*pair, ir.Constant(mask, high))
+            span //= 2
+        for i in range(n):
+            lanes.store(rows[i], builder.add(target, builder.mul(target_row, INT64(i))))
+        return context.get_dummy_value()
+
+    return types.void(bits, *([types.int64] * 4)), generate
+
+
+@intrinsic(prefer_literal=True)
+def copy_vectors(_typing, bits, count, source, target):  # type: ignore[no-untyped-def]
+    """Copy `count` (a literal) vectors."""
+    if not isinstance(bits, types.Literal) or not isinstance(count, types.Literal):
+        return None
+    width, number = bits.literal_value, count.literal_value
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        lanes = Lanes(builder, width)
+        for i in range(number):
+            lanes.store(lanes.load(builder.add(values[2], INT64(64 * i))), builder.add(values[3], INT64(64 * i)))
+        return context.get_dummy_value()
+
+    return types.void(bits, count, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def join(_typing, recipe, bits, count, total, addend, blocks, keys, index):  # type: ignore[no-untyped-def]
+    """total = round(total + addend) over `count` x 16 values: float64 at `total`, lanes of `bits` at `addend`.
+
+    Args:
+        recipe, bits: literals; recipe is the text of a 64-bit `Recipe`, or "" to do nothing.
+        count: groups of 16 values. blocks: address of a parameter block.
+        keys: address of ONE random key (u64). index: address of a u32 for each group of 16: the index of its first value.
+    """
+    if not isinstance(recipe, types.Literal) or not isinstance(bits, types.Literal):
+        return None
+    text, width = recipe.literal_value, bits.literal_value
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        if text:
+            _emit_join(builder, Recipe.parse(text), width, *values[2:])
+        return context.get_dummy_value()
+
+    return types.void(recipe, bits, *([types.int64] * 6)), generate
+
+
+def _emit_join(
+    b: ir.IRBuilder, recipe: Recipe, width: int, count: Any, total: Any, addend: Any, blocks: Any, keys: Any, index: Any
+) -> None:
+    lanes, narrow = Lanes(b, 64), Lanes(b, 32)
+    step = Step(lanes, blocks)
+    key = None
+    word = None
+    words = ir.VectorType(INT32, 8)
+    if recipe.random:
+        whole_key = lanes.load_scalar(keys, INT64)
+        key = [lanes.spread(b.trunc(half, INT32)) for half in (whole_key, b.lshr(whole_key, INT64(32)))]
+    for name in (*NUMBERS, *WHOLES):
+        step.preload((name,))
+    before, body, after = b.block, b.append_basic_block("join"), b.append_basic_block("join_end")
+    b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
+    b.position_at_end(body)
+    group = b.phi(INT64)
+    group.add_incoming(INT64(0), before)
+    for half in range(2):
+        place = b.add(total, b.add(b.mul(group, INT64(128)), INT64(64 * half)))
+        other = b.add(addend, b.add(b.mul(group, INT64(2 * width)), INT64(width * half)))
+        if width == 64:
+            more = lanes.load(other)
+        else:
+            kind = ir.VectorType(narrow.scalar, 8)
+            loaded = b.load(b.inttoptr(other, ir.PointerType(kind)), typ=kind)
+            loaded.align = 4
+            more = b.fpext(loaded, lanes.floats)
+        if key is not None:
+            base = lanes.spread(lanes.load_scalar(b.add(index, b.mul(group, INT64(4))), INT32))
+            places = b.add(base, ir.Constant(words, [8 * half + j for j in range(8)]))
+            word = b.zext(random_word(b, places, key), lanes.integers)
+        lanes.store(step.round(recipe.rule, step.sum_two(recipe.sums, lanes.load(place), more), word), place)
+    following = b.add(group, INT64(1))
+    group.add_incoming(following, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), body, after)
+    b.position_at_end(after)
+
+
+def random_word(b: ir.IRBuilder, index: Any, key: Any) -> Any:
+    """Return `random_bits.word` of each lane, from the low halves of the indices and the two halves of the key."""
+
+    def whole(value: int) -> Any:
+        return ir.Constant(index.type, [value] * index.type.count)
+
+    x = b.xor(index, key[0])
+    x = b.mul(b.xor(x, b.lshr(x, whole(16))), whole(M1))
+    x = b.mul(b.xor(b.xor(x, b.lshr(x, whole(15))), key[1]), whole(M2))
+    return b.xor(x, b.lshr(x, whole(15)))

@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwsim.errors import UnsupportedError
 
-GEMM_NAMES = frozenset(
-    """
+_GEMMS = """
     mm addmm _addmm_activation bmm baddbmm addbmm mv addmv dot vdot ger outer addr linear matmul einsum tensordot
     convolution _convolution convolution_overrideable convolution_backward _slow_conv2d_forward
     mkldnn_convolution mkldnn_linear mkldnn_rnn_layer mkldnn_rnn_layer_backward _nnpack_spatial_convolution
@@ -25,8 +24,8 @@ GEMM_NAMES = frozenset(
     _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math _fused_sdp_choice
     _flash_attention_forward _efficient_attention_forward _trilinear bilinear cdist _cdist_forward _cdist_backward
     _int_mm _scaled_mm _grouped_mm _sparse_mm _embedding_bag linalg_matmul linalg_multi_dot
-    """.split()
-)
+    """
+GEMM_NAMES = frozenset(_GEMMS.split())
 
 
 class Auditor(TorchDispatchMode):

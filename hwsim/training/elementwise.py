@@ -79,7 +79,7 @@ def gradients_stored(
     return tuple(_store_gradients(arg, site) for arg in args), stored
 
 
-def dropout(site: Site, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002
+def dropout(site: Site, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Emulate dropout with a mask of our own bits, so that it is the same on every machine (contracts A16)."""
     if not training or p == 0.0:
         return input

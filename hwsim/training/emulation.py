@@ -71,6 +71,8 @@ class Emulation:
         """Say which training step the next entry belongs to; stochastic rounding draws its bits by it."""
         self.step.number, self.step.epoch, self.step.domain = number, epoch, domain
         self._calls.clear()
+        self.step.repeats.clear()
+        self.step.weights_read.clear()
         self._begun = True
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -91,7 +93,7 @@ class Emulation:
             (nn.modules.module.register_module_forward_hook, self._leave_module),
         ):
             always = {"always_call": True} if hook == self._leave_module else {}
-            exits.callback(register(hook, **always).remove)  # type: ignore[operator]
+            exits.callback(register(hook, **always).remove)
         if self.audit:
             exits.enter_context(self.auditor)
         exits.enter_context(_Mode(self))

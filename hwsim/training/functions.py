@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hwsim.training.attention import multi_head_attention_forward, scaled_dot_product_attention
+from hwsim.training.convolution import conv1d, conv2d, refuse
 from hwsim.training.elementwise import dropout
 from hwsim.training.linear import linear
+from hwsim.training.product import addmm, bilinear, einsum, matmul, outer, reversed_matmul
+from hwsim.training.recurrent import CELLS, layered, single
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 # Looks at a tensor, or shows the same elements in another shape: no new values, nothing to store.
-FREE = frozenset(
+FREE = _names(
     """
     __get__ __set__ __len__ __bool__ __int__ __float__ __index__ __repr__ __hash__ __iter__ __format__ __contains__
     __setstate__ __reduce_ex__ __deepcopy__ __array__ __dlpack__ __invert__ __and__ __or__ __xor__
@@ -31,26 +40,26 @@ FREE = frozenset(
     zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor
     tensor as_tensor from_numpy arange linspace eye tril_indices triu_indices one_hot rand randn rand_like randn_like
     randint randint_like randperm bernoulli multinomial scalar_tensor result_type promote_types can_cast
-    _has_compatible_shallow_copy_type manual_seed is_tensor pad_packed_sequence pack_padded_sequence
+    _has_compatible_shallow_copy_type manual_seed is_tensor
     set_ resize_ share_memory_ record_stream is_set_to untyped_storage dtype layout device
-    """.split()
+    """
 )
 
 # Copies values, or puts zeros in their place: what comes out is representable if what went in was.
-SELECTING = frozenset(
+SELECTING = _names(
     """
     relu threshold max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
     boolean_dispatch adaptive_max_pool1d adaptive_max_pool2d fn
-    masked_fill masked_select where clone cat concat concatenate stack hstack vstack dstack pad embedding
+    _pack_padded_sequence _pad_packed_sequence masked_fill masked_select where clone cat concat concatenate stack hstack vstack dstack pad embedding
     index_select gather take take_along_dim __getitem__ __setitem__ copy_ fill_ zero_ flip roll repeat
     repeat_interleave tile tril triu abs neg __neg__ max min maximum minimum amax amin
     sort topk kthvalue median cummax cummin scatter index_put index_copy index_fill masked_scatter
     channel_shuffle pixel_shuffle pixel_unshuffle sign hardshrink
-    """.split()
+    """
 )
 
 # Computes new values elementwise.
-ELEMENTWISE = frozenset(
+ELEMENTWISE = _names(
     """
     add sub subtract rsub mul multiply div divide true_divide pow exp exp2 expm1 log log2 log10 log1p sqrt rsqrt
     reciprocal square sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc logit sinc
@@ -60,11 +69,11 @@ ELEMENTWISE = frozenset(
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
     __itruediv__ __div__ __rdiv__ __idiv__ __pow__ __rpow__ __ipow__ __mod__
     glu
-    """.split()
+    """
 )
 
 # Sums, or is built on sums: normalizations, softmax, losses, pooling by the mean.
-REDUCING = frozenset(
+REDUCING = _names(
     """
     sum mean var std var_mean std_mean norm vector_norm prod cumsum cumprod logsumexp softmax log_softmax softmin
     _softmax _log_softmax gumbel_softmax layer_norm rms_norm group_norm instance_norm batch_norm native_layer_norm
@@ -74,18 +83,34 @@ REDUCING = frozenset(
     cross_entropy nll_loss nll_loss_nd mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy
     binary_cross_entropy_with_logits kl_div hinge_embedding_loss margin_ranking_loss multi_margin_loss
     soft_margin_loss poisson_nll_loss gaussian_nll_loss cosine_embedding_loss triplet_margin_loss multilabel_margin_loss
-    """.split()
+    """
 )
 
 # Their backward copies or zeros too, so that a gradient stays as it was stored.
-PASSING = frozenset("relu threshold masked_fill where clone neg __neg__ cat concat concatenate stack flip roll".split())
+PASSING = _names("relu threshold masked_fill where clone neg __neg__ cat concat concatenate stack flip roll")
 
 LOSSES = frozenset(name for name in REDUCING if name.endswith("_loss") or "entropy" in name or name == "kl_div")
 
 # Our own version of a function; called with the site, then the function's own arguments.
 OWN: dict[str, Callable[..., Any]] = {
     "linear": linear,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "__matmul__"), matmul),
+    "__rmatmul__": reversed_matmul,
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), addmm),
+    "einsum": einsum,
+    "bilinear": bilinear,
+    **dict.fromkeys(("outer", "ger"), outer),
+    "scaled_dot_product_attention": scaled_dot_product_attention,
+    "multi_head_attention_forward": multi_head_attention_forward,
+    **{name: layered(name) for name in CELLS},
+    **{f"{name}_cell": single(name) for name in CELLS},
+    "conv1d": conv1d,
+    "conv2d": conv2d,
     "dropout": dropout,
+    **{
+        name: refuse(name, "only convolutions over one or two axes are")
+        for name in ("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc")
+    },
 }
 
 

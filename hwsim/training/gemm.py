@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from hwsim import kernels
-from hwsim.arithmetic.mac import MacSpec, Native
+from hwsim.arithmetic.mac import Chunked, Fused, MacSpec, Native
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.arithmetic.storage import Cast
 from hwsim.training.rounded_sum import add_rounded
@@ -16,7 +18,20 @@ from hwsim.training.step import Site
 def read(stored: Tensor, site: Site, role: str, gemm: str) -> Tensor:
     """Return the stored tensor as this GEMM reads it: cast to the format of its role (blocks along the last axis)."""
     cast = site.precision.cast(role, gemm)
-    return stored if cast is None else cast_tensor(stored, cast, site, gemm, role)
+    if cast is None:
+        return stored
+    if role == "weight" and not cast.rounding.stochastic and not isinstance(cast.format, BlockScaled):
+        return read_once(stored, cast, site)
+    return cast_tensor(stored, cast, site, gemm, role)
+
+
+def read_once(stored: Tensor, cast: Cast, site: Site) -> Tensor:
+    """Return a weight as it is read, cast once a step however often and by however many GEMMs it is read."""
+    key = (stored.data_ptr(), f"{cast}{tuple(stored.shape)}{stored.stride()}")
+    known = site.step.weights_read.get(key)
+    if known is None:
+        known = site.step.weights_read[key] = (stored, cast_tensor(stored, cast, site, "", "weight"))
+    return known[1]
 
 
 def read_along(stored: Tensor, axis: int, site: Site, role: str, gemm: str) -> Tensor:
@@ -48,19 +63,38 @@ def cast_tensor(x: Tensor, cast: Cast, site: Site, gemm: str, stage: str) -> Ten
     return result if result.dtype == torch.float32 else result.float()
 
 
-def multiply(a: Tensor, b: Tensor, site: Site, gemm: str) -> Tensor:
-    """Return a @ b (the last two axes; operands already cast) summed by the layer's MacSpec for this GEMM."""
-    mac = site.precision.mac(gemm)
+def multiply(
+    a: Tensor,
+    b: Tensor,
+    site: Site,
+    gemm: str,
+    bias: Tensor | None = None,
+    k_positions: Tensor | None = None,
+) -> Tensor:
+    """Return a @ b (the last two axes; operands already cast) summed by the layer's MacSpec for this GEMM.
+
+    The bias, one value a column, joins the accumulator after the last product (contracts A11). `k_positions` says
+    where each k stood before top-k gathered them; stochastic rounding draws its bits by it.
+    """
+    precision = site.precision
+    mac = precision.mac(gemm)
+    if bias is not None:
+        bias = read(bias, site, "bias", gemm)
     if isinstance(mac.order, Native):
-        return site.step.auditor.run(torch.matmul, a, b)
-    stream = site.stream(gemm, "sum") if mac.rounding.stochastic else 0
-    result: Tensor = kernels.matmul(a, b, mac, stream=stream)
+        product = site.step.auditor.run(torch.matmul, a, b)
+        return product if bias is None else product.add_(bias)
+    stream, formats = 0, precision.operand_formats(gemm)
+    if is_random(mac):
+        stream = site.stream(gemm, "sum")
+    else:
+        k_positions = None
+    result: Tensor = kernels.matmul(a, b, mac, bias=bias, stream=stream, formats=formats, k_positions=k_positions)
     return result if result.dtype == torch.float32 else result.float()
 
 
 def add_bias(sums: Tensor, bias: Tensor, site: Site, gemm: str = "output") -> Tensor:
-    """Return the GEMM's sums with the bias added in the accumulator, before anything is stored (contracts A11)."""
-    cast = accumulator_cast(site.precision.mac(gemm))
+    """Return the GEMM's sums with a bias of any shape added in the accumulator, before anything is stored."""
+    cast = result_cast(site.precision.mac(gemm))
     stream = site.stream(gemm, "bias") if cast is not None and cast.rounding.stochastic else 0
     return add_rounded(sums, read(bias, site, "bias", gemm), cast, stream)
 
@@ -68,8 +102,12 @@ def add_bias(sums: Tensor, bias: Tensor, site: Site, gemm: str = "output") -> Te
 def store(x: Tensor, site: Site, role: str, gemm: str = "", mac: MacSpec | None = None) -> Tensor:
     """Return x as it is stored in this role; a GEMM's own sums (`mac`) already in that format pass as they are."""
     cast = site.precision.cast(role)
-    if cast is None or (mac is not None and cast.format == mac.accumulator):
+    if cast is None:
         return x
+    if mac is not None:
+        came = result_cast(mac)
+        if came is not None and came.format == cast.format:
+            return x
     return cast_tensor(x, cast, site, gemm, role)
 
 
@@ -84,6 +122,19 @@ def sum_rows(x: Tensor, site: Site) -> Tensor:
     return result.reshape(-1).float()
 
 
-def accumulator_cast(mac: MacSpec) -> Cast | None:
-    """Return how the accumulator rounds one addition; None for a plain float32 addition."""
-    return None if str(mac.cast) == "float32" else mac.cast
+@cache
+def result_cast(mac: MacSpec) -> Cast | None:
+    """Return how the sum that leaves the accumulator was rounded last; None for plain float32."""
+    cast = mac.cast
+    if isinstance(mac.order, Chunked) and mac.order.outer is not None:
+        cast = mac.order.outer
+    if isinstance(mac.order, Fused):
+        cast = mac.order.output
+    return None if str(cast) == "float32" else cast
+
+
+@cache
+def is_random(mac: MacSpec) -> bool:
+    """Return whether sums by this MacSpec draw random bits."""
+    casts = [mac.cast, result_cast(mac), mac.product if isinstance(mac.product, Cast) else None]
+    return any(cast is not None and cast.rounding.stochastic for cast in casts)

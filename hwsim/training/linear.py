@@ -10,7 +10,7 @@ from torch import Tensor
 from hwsim.arithmetic.mac import Exact, Native, Sequential
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
-from hwsim.training.gemm import add_bias, multiply, read, read_along, same_reading, store, sum_rows
+from hwsim.training.gemm import multiply, read, read_along, same_reading, store, sum_rows
 from hwsim.training.selection import KeptRows, thin
 from hwsim.training.step import Site
 
@@ -22,9 +22,7 @@ class Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
         """Compute the output GEMM."""
         x_read, weight_read = read(x, site, "input", "output"), read(weight, site, "weight", "output")
-        y = multiply(x_read, weight_read.t(), site, "output")
-        if bias is not None:
-            y = add_bias(y, bias, site)
+        y = multiply(x_read, weight_read.t(), site, "output", bias)
         keep_x = same_reading(site, "input", "output", "grad_weight")
         keep_weight = same_reading(site, "weight", "output", "grad_input")
         ctx.save_for_backward(x_read if keep_x else x, weight_read if keep_weight else weight)
@@ -61,7 +59,8 @@ def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows |
         gradient, weight = kept_columns(gradient, kept), weight[kept.columns]
     g = read(gradient, site, "gradient", "grad_input")
     w = weight if is_read else read_along(weight, 0, site, "weight", "grad_input")
-    product = multiply(g, w, site, "grad_input")
+    positions = None if kept is None else kept.columns
+    product = multiply(g, w, site, "grad_input", k_positions=positions)
     return store(product, site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
 
 
@@ -76,7 +75,7 @@ def grad_input_by_row(gradient: Tensor, weight: Tensor, is_read: bool, kept: Kep
         columns = torch.from_numpy(kept.indices[kept.offsets[row] : kept.offsets[row + 1]]).long().to(weight.device)
         g = read(gradient[row : row + 1, columns], site, "gradient", "grad_input")
         w = weight[columns] if is_read else read_along(weight[columns], 0, site, "weight", "grad_input")
-        rows.append(multiply(g, w, site, "grad_input"))
+        rows.append(multiply(g, w, site, "grad_input", k_positions=columns))
     return store(torch.cat(rows), site, "activation_gradient", "grad_input", site.precision.mac("grad_input"))
 
 
@@ -120,7 +119,7 @@ def refuse_double_backward() -> None:
         )
 
 
-def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Emulate `torch.nn.functional.linear`: leading axes of the input are rows of one GEMM."""
     site.step.output_layer = site.layer
     rows = input.reshape(-1, input.shape[-1])

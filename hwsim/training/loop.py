@@ -189,7 +189,7 @@ class _Run:
                     total += float(loss.detach())
                     factor = self.optimizer.loss_scale.factor
                     factor /= parts if recipe.loss == "mean" else 1
-                    loss.backward(gradient=torch.tensor(factor, device=self.device))  # type: ignore[no-untyped-call]
+                    loss.backward(gradient=torch.tensor(factor, device=self.device))
         except UnsupportedError as error:
             raise UnsupportedError(f"{type(self.model).__name__}: {error}") from None
         finally:

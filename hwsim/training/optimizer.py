@@ -110,9 +110,9 @@ class Optimizer:
         """Update one parameter and its states."""
         recipe, weight = self.recipe, part.parameter.detach()
         if recipe.weight_decay and recipe.optimizer != "adamw":
-            gradient = gradient + np.float32(recipe.weight_decay) * weight
+            gradient = gradient + _float32(recipe.weight_decay) * weight
         if recipe.weight_decay and recipe.optimizer == "adamw":
-            self._add(part, weight, np.float32(-rate * recipe.weight_decay) * weight, "decay")
+            self._add(part, weight, _float32(-rate * recipe.weight_decay) * weight, "decay")
         if self._fuses(part, gradient):
             self._apply_fused(part, weight, gradient, rate)
             return
@@ -124,11 +124,11 @@ class Optimizer:
         recipe, s = self.recipe, part.states
         if recipe.optimizer == "sgd":
             if recipe.momentum:
-                g = self._keep(part, "momentum", float(np.float32(recipe.momentum)) * s["momentum"] + g)
-            return -float(np.float32(rate)) * g
+                g = self._keep(part, "momentum", _float32(recipe.momentum) * s["momentum"] + g)
+            return -_float32(rate) * g
         if recipe.optimizer == "adagrad":
             total = self._keep(part, "square_sum", s["square_sum"] + g * g)
-            return -float(np.float32(rate)) * (g / (total.sqrt() + self._epsilon))
+            return -_float32(rate) * (g / (total.sqrt() + self._epsilon))
         keep1, new1, keep2, new2, corrected, correction = self._adam_factors(rate)
         m = self._keep(part, "moment1", keep1 * s["moment1"] + new1 * g)
         v = self._keep(part, "moment2", keep2 * s["moment2"] + new2 * (g * g))
@@ -137,14 +137,14 @@ class Optimizer:
     @property
     def _epsilon(self) -> float:
         chosen = self.recipe.epsilon
-        return float(np.float32(EPSILON[self.recipe.optimizer] if chosen is None else chosen))
+        return _float32(EPSILON[self.recipe.optimizer] if chosen is None else chosen)
 
     def _adam_factors(self, rate: float) -> tuple[float, float, float, float, float, float]:
         """Return Adam's scalars of this update, each rounded to float32 once."""
         beta1, beta2 = self.recipe.betas
         corrected = rate / (1 - beta1**self.updates)
         factors = (beta1, 1 - beta1, beta2, 1 - beta2, corrected, sqrt(1 - beta2**self.updates))
-        return tuple(float(np.float32(f)) for f in factors)  # type: ignore[return-value]
+        return tuple(_float32(f) for f in factors)  # type: ignore[return-value]
 
     def _keep(self, part: ParameterState, name: str, value: Tensor) -> Tensor:
         """Store a new state in its format and return it as stored."""
@@ -170,7 +170,7 @@ class Optimizer:
         return on_cpu and all(part.precision.cast(role) is None for role in roles)
 
     def _apply_fused(self, part: ParameterState, weight: Tensor, gradient: Tensor, rate: float) -> None:
-        from hwsim.kernels.numba_cpu import update  # noqa: PLC0415 - numba is slow to import
+        from hwsim.kernels.numba_cpu import update
 
         flat: dict[str, Any] = {name: state.view(-1).numpy() for name, state in part.states.items()}
         w, g, epsilon = weight.view(-1).numpy(), gradient.contiguous().view(-1).numpy(), np.float32(self._epsilon)
@@ -211,3 +211,8 @@ class ScaleKeeper:
 def _rounded(x: Tensor, cast: Cast, stream_id: int) -> Tensor:
     result: Tensor = kernels.cast(x, cast, stream=stream_id if cast.rounding.stochastic else 0)
     return result if result.dtype == torch.float32 else result.float()
+
+
+def _float32(value: float) -> float:
+    """Return the value rounded to float32, as every scalar of an update is."""
+    return float(np.float32(value))

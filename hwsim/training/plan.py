@@ -22,7 +22,7 @@ from functools import cache
 
 from hwsim.arithmetic.mac import MacSpec, parse_mac
 from hwsim.arithmetic.named import parse_format
-from hwsim.arithmetic.number import FloatingPoint, NumberFormat
+from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
 
@@ -108,10 +108,29 @@ class LayerPrecision:
         self._casts = {("", role): casts.get(role) for role in (*OPERAND_ROLES, *STORED_ROLES)}
         self._casts |= {(g, r): casts.get(f"{g}.{r}", casts.get(r)) for g in GEMMS for r in OPERAND_ROLES}
         self._macs = {key: rule.macs.get(key, FLOAT32_SUM) for key in MAC_KEYS}
+        self._formats = {gemm: self._formats_of(gemm) for gemm in GEMMS}
 
     def cast(self, role: str, gemm: str = "") -> Cast | None:
         """Return how a tensor in this role is stored, or read by this GEMM; None means float32, as it is."""
         return self._casts[gemm, role]
+
+    def operand_formats(self, gemm: str) -> tuple[NumberFormat | None, NumberFormat | None]:
+        """Return the formats in which a GEMM reads its two operands, where a format holds for each value by itself."""
+        return self._formats[gemm]
+
+    def _formats_of(self, gemm: str) -> tuple[NumberFormat | None, NumberFormat | None]:
+        first, second = {
+            "output": ("input", "weight"),
+            "grad_input": ("gradient", "weight"),
+            "grad_weight": ("gradient", "input"),
+        }[gemm]
+
+        def known(role: str) -> NumberFormat | None:
+            cast = self.cast(role, gemm)
+            by_itself = cast is not None and not isinstance(cast.format, BlockScaled) and role not in self.rule.scaling
+            return cast.format if cast is not None and by_itself else None
+
+        return known(first), known(second)
 
     def mac(self, key: str) -> MacSpec:
         """Return how one of the three GEMMs, or one of the other sums, adds up."""

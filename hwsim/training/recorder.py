@@ -180,6 +180,8 @@ class Recorder:
         self.tensors[call.output].gradient_density = density(gradient)
         if kept is not None:
             call.unit = site.step.sparse.unit if site.step.sparse else "element"
+            if call.unit == "channel":
+                return  # what was ranked are sums over a channel, not the gradient
             total = float(gradient.double().square().sum())
             part = float(kept.mask(gradient).double().square().sum())
             call.norm_share = part / total if total else None

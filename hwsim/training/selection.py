@@ -99,4 +99,4 @@ def recall(gradient: Tensor, site: Site, eta: float) -> Tensor:
     memory = site.step.memories.get(site.id)
     if memory is None or memory.shape != gradient.shape:
         return gradient
-    return gradient + np.float32(eta) * memory
+    return gradient + float(np.float32(eta)) * memory

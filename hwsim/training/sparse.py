@@ -51,6 +51,8 @@ class SparseBackprop:
             problems.append(f"sparse.fraction: got {self.fraction!r}, expected a share in (0, 1]")
         if not 0 <= self.memory < 1:
             problems.append(f"sparse.memory: got {self.memory!r}, expected 0 (no memory) up to but not including 1")
+        if self.memory and self.unit == "channel":
+            problems.append("sparse.memory: got unit channel with it, expected unit element: memory is of elements")
         for field_name, allowed in CHOICES.items():
             if getattr(self, field_name) not in allowed:
                 expected = " or ".join(repr(a) for a in allowed)

@@ -30,6 +30,8 @@ class Step:
     recorder: Recorder | None = None  # set in steps that are recorded
     output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer
+    repeats: dict[str, int] = field(default_factory=dict)  # how often a part ran so far, by path; cleared each step
+    weights_read: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)  # cast once a step
     uncovered: set[str] = field(default_factory=set)  # functions that ran as torch does
 
 
@@ -51,6 +53,17 @@ class Site:
         """Return the stream of random bits for one stage of this call (contracts A5)."""
         step = self.step
         return stream(step.seed, step.domain, self.layer, gemm, stage, self.number, self.call)
+
+    def part(self, name: str) -> Site:
+        """Return the place of one part of a composite function; its precision is that of the whole."""
+        return Site(f"{self.layer}.{name}", self.call, self.precision, self.step, self.number)
+
+    def again(self, name: str) -> Site:
+        """Return the place of the next repetition of a part, such as a time step."""
+        key = f"{self.id}.{name}"
+        call = self.step.repeats.get(key, 0)
+        self.step.repeats[key] = call + 1
+        return Site(key, call, self.precision, self.step, self.number)
 
     @property
     def id(self) -> str:

@@ -18,8 +18,8 @@ from hwsim.arithmetic.number import BlockScaled, NumberFormat
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
 from hwsim.training.plan import PrecisionPlan
-from hwsim.training.recorder import FunctionCall, GemmCall, Recorder
 from hwsim.training.recipe import Recipe
+from hwsim.training.recorder import FunctionCall, GemmCall, Recorder
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.vector_work import UPDATES, work_of
 from hwsim.workload import Gemm, Op, OpKind, Phase, Selection, Tensor, Workload
@@ -30,7 +30,7 @@ FLOAT32 = parse_format("float32")
 STATES = {"sgd": (), "momentum": ("momentum",), "adagrad": ("square_sum",), "adam": ("moment1", "moment2")}
 
 # Functions whose backward pass reads their result; the others read their input.
-SAVES_OUTPUT = frozenset("relu tanh sigmoid exp sqrt softmax log_softmax dropout".split())
+SAVES_OUTPUT = {"relu", "tanh", "sigmoid", "exp", "sqrt", "softmax", "log_softmax", "dropout"}
 
 
 def build_workload(
@@ -430,8 +430,8 @@ class _Graph:
 
     def update(self) -> None:
         """Add one update for each parameter that got a gradient."""
-        rule = self.recipe.optimizer
-        rule = {"adamw": "adam", "sgd": "momentum" if self.recipe.momentum else "sgd"}.get(rule, rule)
+        plain = {"adamw": "adam", "sgd": "momentum" if self.recipe.momentum else "sgd"}
+        rule = plain.get(self.recipe.optimizer, self.recipe.optimizer)
         for name in [name for name in self.gradients if self.tensors[name].role in ("weight", "bias")]:
             gradient = self.gradient_of(name)
             assert gradient is not None

@@ -31,13 +31,16 @@ def pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="hwsim")
 
 
-def run_slices(run: Callable[[int, int], None], size: int, min_slice: int = MIN_SLICE) -> None:
-    """Call run(start, stop) over slices that cover range(size), on several threads if there is enough work."""
+def run_slices(run: Callable[[int, int], None], size: int, min_slice: int = MIN_SLICE, multiple: int = 64) -> None:
+    """Call run(start, stop) over slices that cover range(size), on several threads if there is enough work.
+
+    No slice but the whole is shorter than `min_slice`; inner edges are multiples of `multiple`.
+    """
     parts = max(1, min(threads(), size // min_slice))
     if parts == 1:
         run(0, size)
         return
-    edges = [size * i // parts // 64 * 64 for i in range(parts)] + [size]
+    edges = [size * i // parts // multiple * multiple for i in range(parts)] + [size]
     futures = [pool(threads()).submit(run, a, b) for a, b in pairwise(edges[1:])]
     run(edges[0], edges[1])
     for future in futures:

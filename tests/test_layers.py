@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hwsim"
 READING = {"errors", "document", "spec", "spec_errors"}
 NUMBERS = {"errors", "arithmetic"}
 PLANS = {"training.plan", "training.plan_file", "training.presets", "training.recipe", "training.sparse"}
-RECORDS = {"records", "results", "section", "summary"}
+RECORDS = {"expected", "records", "results", "section", "summary"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "document": {"errors"},
@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "spec_errors": {"errors", "document"},
     "spec": NUMBERS | READING,
     "workload": NUMBERS,
+    "workload_file": NUMBERS | READING | {"workload"},
     "kernels": NUMBERS,
     "data": {"errors"},
     "hardware": NUMBERS | READING | {"workload"},
     "simulation": NUMBERS | READING | {"workload", "hardware"},
-    "training": NUMBERS | READING | {"workload", "kernels", "data"},
+    "training": NUMBERS | READING | {"workload", "workload_file", "kernels", "data"},
     "measurement": NUMBERS | READING | {"workload", "simulation.result", "kernels"},
     "experiment": READING | PLANS | {"arithmetic"},
     **dict.fromkeys(
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     | READING
     | RECORDS
     | {"__version__", "training", "simulation", "measurement", "catalog", "data", "experiment", "hardware", "workload"}
-    | {"provenance"},
+    | {"provenance", "workload_file"},
     "sweep": READING | RECORDS | {"pipeline", "catalog", "experiment"},
 }
 

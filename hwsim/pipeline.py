@@ -30,10 +30,14 @@ from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.energy import load_energy_table
 from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results, write_atomically
+from hwsim.simulation.sparsity import Sparsity
 from hwsim.spec import Spec, dump_json, load_json, to_plain
 from hwsim.workload import Workload
+from hwsim.workload_file import load_workload, save_workload
 
-Work = Literal["trained", "dense"]
+Work = Literal["trained", "dense", "zeros", "ideal"]
+# How the simulator treats the recorded selection: as the machine can, or as each of its rivals would.
+_SPARSITY: dict[Work, Sparsity] = {"trained": "real", "dense": "dense", "zeros": "zeros", "ideal": "ideal"}
 Record = TypeVar("Record", bound=Spec)
 
 
@@ -199,7 +203,7 @@ def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, he
         recipe=point.recipe,
         out=paths.folder / "trials" / f"{trial.key}.checkpoint",
         resume=paths.resume,
-        progress=lambda share, note="": paths.report(replace(here, share=share, note=note)),
+        progress=lambda share, note="": paths.report(replace(here, share=min(share, 0.99), note=note)),
     )
     arrays = _write_workload(result.workload, paths.folder, trial.key)
     record = TrialRecord(key=trial.key, configuration=point.name, training=result.summary, arrays=arrays)
@@ -211,7 +215,7 @@ def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, he
 
 def _write_workload(workload: Workload, folder: Path, key: str) -> dict[str, str]:
     path = folder / "trials" / f"{key}.workload.json"
-    workload.write(path)
+    save_workload(workload, path)
     return {"workload": str(path.relative_to(folder))}
 
 
@@ -249,12 +253,11 @@ def _simulate_all(
         (trial, accelerator, work)
         for accelerator in machines
         for trial in records
-        for work in (("trained", "dense") if trial.point.sparse else ("trained",))
+        for work in (_SPARSITY if trial.point.sparse else ("trained",))
     ]
     found = []
     for index, (trial, accelerator, work) in enumerate(jobs):
-        name = f"{trial.name} on {accelerator.name}{' without selection' if work == 'dense' else ''}"
-        here = Step("simulate", index, len(jobs), name, 0.0)
+        here = Step("simulate", index, len(jobs), f"{trial.name} on {accelerator.name}, {work}", 0.0)
         paths.report(here)
         found.append(_simulate(experiment, trial, records[trial], accelerator, work, paths))
         paths.report(replace(here, share=1.0))
@@ -278,8 +281,8 @@ def _simulate(
     done = _read(place, SimulationRecord) if paths.resume else None
     if done is not None:
         return done.model_copy(update={"configuration": trial.point.name})
-    workload = Workload.read(paths.folder / record.arrays["workload"])
-    result = simulate(workload.dense() if work == "dense" else workload, accelerator, engine=experiment.engine)
+    workload = load_workload(paths.folder / record.arrays["workload"])
+    result = simulate(workload, accelerator, experiment.engine, sparsity=_SPARSITY[work])
     simulated = SimulationRecord.of(trial.point.name, trial.seed, work, result)
     write_atomically(place, dump_json(simulated))
     return simulated

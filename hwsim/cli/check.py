@@ -22,7 +22,7 @@ def check(
       hwsim check accelerators/
     """
     from hwsim.cli.files import check_file, shipped_files
-    from hwsim.cli.screen import output, print_error
+    from hwsim.cli.screen import messages, output, print_error
     from hwsim.errors import HwsimError, SpecError
 
     files = _files(paths) if paths else shipped_files()
@@ -35,11 +35,10 @@ def check(
             print_error(error)
     if not files:
         raise SpecError("nothing to check: no YAML, JSON or Python file there")
-    output().print(
-        f"{len(files)} files checked, {wrong} with mistakes" if wrong else f"{len(files)} files checked, all good"
-    )
     if wrong:
+        messages().print(f"{len(files)} files checked, {wrong} with mistakes")
         raise typer.Exit(1)
+    output().print(f"{len(files)} files checked, all good")
 
 
 def _files(paths: list[Path]) -> list[Path]:

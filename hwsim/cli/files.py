@@ -42,6 +42,7 @@ def _file_kinds() -> dict[str, tuple[str, str]]:
         "experiment": ("hwsim.experiment", "Experiment"),
         "plan": ("hwsim.training.plan_file", "PlanSpec"),
         "results": ("hwsim.results", "Results"),
+        "workload": ("hwsim.workload_file", "WorkloadFile"),
     }
 
 

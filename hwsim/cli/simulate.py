@@ -74,12 +74,12 @@ def _jobs(
     gemm: list[str] | None, gemms: Path | None, workload: Path | None, format: str, dense: bool
 ) -> list[Workload]:
     from hwsim.simulation.engine import gemm_workload
-    from hwsim.workload import Workload
+    from hwsim.workload_file import load_workload
 
     if bool(gemm) + (gemms is not None) + (workload is not None) != 1:
         raise typer.BadParameter("give exactly one of --gemm, --gemms and --workload")
     if workload is not None:
-        recorded = Workload.read(workload)
+        recorded = load_workload(workload)
         return [recorded.dense() if dense else recorded]
     shapes = _read_gemms(gemms, format) if gemms is not None else [_shape(text, format) for text in gemm or ()]
     return [gemm_workload([shape], name="x".join(map(str, shape[:3]))) for shape in shapes]

@@ -31,6 +31,7 @@ from hwsim.training.sparse import SparseBackprop
 from hwsim.training.sparsity import measure_sparsity
 from hwsim.training.trace import build_workload, join_workloads, same_graph, split_workload
 from hwsim.workload import Workload
+from hwsim.workload_file import load_workload, save_workload
 
 EVALUATION_BATCH = 500
 CHECKPOINT_SECONDS = 120.0
@@ -273,7 +274,7 @@ class _Run:
         recorded = ""
         if self.workloads:
             recorded = f"{self.checkpoint.name}.step{self.state.number}.json"
-            join_workloads(self.workloads).write(self.checkpoint.with_name(recorded))
+            save_workload(join_workloads(self.workloads), self.checkpoint.with_name(recorded))
         scale = self.optimizer.loss_scale
         plain = {
             "identity": self._identity(),
@@ -300,7 +301,7 @@ class _Run:
         self.optimizer.loss_scale.factor, self.optimizer.loss_scale.good = plain["loss_scale"]
         self.emulation.step.uncovered.update(plain["uncovered"])
         if plain["recorded"]:
-            self.workloads = split_workload(Workload.read(self.checkpoint.with_name(plain["recorded"])))
+            self.workloads = split_workload(load_workload(self.checkpoint.with_name(plain["recorded"])))
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         for part in self.optimizer.parameters:
             for name, value in part.states.items():

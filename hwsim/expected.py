@@ -200,7 +200,7 @@ def study_line(folder: Path | str) -> tuple[str, str]:
     return expected.claim, tally(judge(expected, Results.read(place / "results.json")))
 
 
-def section(expected: Expected, results: Results) -> Section:
+def comparison_section(expected: Expected, results: Results) -> Section:
     """Ours beside theirs, as a section of the study's page."""
     judgements = judge(expected, results)
     rows = [_row(judgement) for judgement in judgements]

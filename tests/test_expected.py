@@ -3,7 +3,7 @@
 import pytest
 
 from hwsim.errors import SpecError
-from hwsim.expected import Claim, Expected, compare, judge, overall, section, study_line, tally
+from hwsim.expected import Claim, Expected, compare, comparison_section, judge, overall, study_line, tally
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results
 from hwsim.summary import t95
@@ -218,7 +218,7 @@ def test_a_study_line_says_what_is_missing(tmp_path):
 
 def test_the_section_holds_both_numbers_and_the_verdict(tmp_path):
     (tmp_path / "expected.yaml").write_text(YAML, encoding="utf-8")
-    block = section(Expected.read(tmp_path / "expected.yaml"), make_results())
+    block = comparison_section(Expected.read(tmp_path / "expected.yaml"), make_results())
     assert block.verdict == "confirmed"
     row = dict(zip((column.name for column in block.tables[0].columns), block.tables[0].rows[0], strict=True))
     assert (row["published"], row["ours"]) == (98.01, pytest.approx(98.0))

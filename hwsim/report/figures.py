@@ -408,7 +408,7 @@ def mean_curve(
     return steps, [_mean(at[s]) for s in steps], [min(at[s]) for s in steps], [max(at[s]) for s in steps]
 
 
-def sparsity(results: Results) -> Figure | None:
+def kept_shares(results: Results) -> Figure | None:
     """Kept share a row and union over the batch, by configuration and layer."""
     names: list[str] = []
     kept: list[float] = []

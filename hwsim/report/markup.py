@@ -21,7 +21,7 @@ def paragraphs(text: str) -> str:
 
 def verdict(text: str) -> str:
     """A verdict as a mark: its words carry the meaning, its color only repeats it."""
-    known = text.lower()
+    known = text.lower().lstrip("0123456789 ")  # "5 confirmed" counts verdicts
     kind = "good" if known.startswith(_GOOD) else "bad" if known.startswith(_BAD) else "open"
     sign = {"good": "✓", "bad": "✗", "open": "○"}[kind]
     return f'<span class="verdict {kind}"><span aria-hidden="true">{sign}</span> {escape(text)}</span>'

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from html import escape
-from importlib import resources
 from itertools import count
 from pathlib import Path
 
 from hwsim.records import Machine
 from hwsim.report import figures, headline, markup, tables
 from hwsim.report.drawing import Drawing, draw
+from hwsim.report.frame import Part, html_document
 from hwsim.report.palette import Palette
 from hwsim.results import Results, write_atomically
 from hwsim.section import Figure, Section
@@ -28,10 +27,10 @@ def write_page(results: Results, out_dir: Path | str) -> Path:
     Raises:
         SpecError: the folder cannot be written to.
     """
-    return write_atomically(Path(out_dir) / "index.html", page(results))
+    return write_atomically(Path(out_dir) / "index.html", draw_page(results))
 
 
-def page(results: Results) -> str:
+def draw_page(results: Results) -> str:
     """The page as text: the same results always give the same page."""
     return _Page(results).text()
 
@@ -43,24 +42,17 @@ class _Page:
         self.results = results
         self.palette = Palette(results.configurations, results.baseline)
         self.drawings: list[Drawing] = []
-        self.parts: list[tuple[str, str, str]] = []  # anchor, name in the navigation, HTML
+        self.parts: list[Part] = []
         self.choosers = count()
 
     def text(self) -> str:
         self._build()
-        results = self.results
-        navigation = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in self.parts)
-        body = "".join(f'<section id="{anchor}">{html}</section>' for anchor, _, html in self.parts)
-        drawings = json.dumps([{"data": d.data, "layout": d.layout} for d in self.drawings], allow_nan=False)
-        title = escape(results.question or results.name)
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<link rel="icon" href="data:,">'
-            f"<title>{title}</title><style>{_asset('page.css')}</style></head><body>\n{self._head()}"
-            f'<nav aria-label="Sections"><ul>{navigation}</ul></nav>\n<main>{body}</main>\n{self._foot()}'
-            f'<script type="application/json" id="drawings">{_in_script(drawings)}</script>\n'
-            f"<script>{_plotly()}</script>\n<script>{_asset('page.js')}</script></body></html>\n"
+        return html_document(
+            title=self.results.question or self.results.name,
+            head=self._head(),
+            sections=self.parts,
+            foot=self._foot(),
+            drawings=self.drawings,
         )
 
     # ---- head and foot
@@ -74,10 +66,8 @@ class _Page:
             gaps = f'<div class="answer gaps"><p>Missing from the results:</p><ul>{gaps}</ul></div>'
         kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
         answer = f'<div class="answer">{answer}</div>' if answer else ""
-        return (
-            f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(results.question or results.name)}</h1>'
-            f"{answer}{gaps}{self._cards()}</header>"
-        )
+        title = escape(results.question or results.name)
+        return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{self._cards()}'
 
     def _cards(self) -> str:
         cards = [
@@ -90,7 +80,7 @@ class _Page:
     def _foot(self) -> str:
         made = self.results.provenance
         text = f"Drawn by hwsim from results.json alone; the results were made by hwsim {made.hwsim}, {made.created}."
-        return f"<footer><p>{escape(text)}</p></footer>"
+        return f"<p>{escape(text)}</p>"
 
     # ---- sections
 
@@ -118,15 +108,15 @@ class _Page:
             figures.training_curves(results, "train_loss", "training loss", percent=False),
         ]
         self._add_figures("training", "Training", "How training went", curves, tables.events(results))
-        kept = [figures.sparsity(results)]
-        self._add_figures("sparsity", "Kept", "What top-k keeps", kept, tables.sparsity(results))
+        kept = [figures.kept_shares(results)]
+        self._add_figures("sparsity", "Kept", "What top-k keeps", kept, tables.kept_positions(results))
         if results.simulations:
             self._add("assumptions", "Assumptions", "What the costs rest on", self._assumptions())
         self._add("provenance", "Provenance", "How these numbers came about", self._provenance())
 
     def _add(self, anchor: str, name: str, title: str, html: str, verdict: str | None = None) -> None:
         mark = markup.verdict(verdict) if verdict else ""
-        self.parts.append((anchor, name, f"<h2>{escape(title)}{mark}</h2>{html}"))
+        self.parts.append(Part(anchor, name, f"<h2>{escape(title)}{mark}</h2>{html}"))
 
     def _add_figures(
         self, anchor: str, name: str, title: str, drawn: Iterable[Figure | None], more: Sequence = ()
@@ -218,7 +208,7 @@ class _Page:
 
     def _provenance(self) -> str:
         facts = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in tables.provenance(self.results)
+            f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in tables.origin(self.results)
         )
         experiment = escape(json.dumps(self.results.experiment, indent=2, ensure_ascii=False))
         repeatable = f'<p class="note">{escape(tables.REPEATABLE)}</p>' if self.results.trials else ""
@@ -226,20 +216,3 @@ class _Page:
             f'<dl class="facts">{facts}</dl>{repeatable}'
             f"<details><summary>The experiment, defaults written out</summary><pre>{experiment}</pre></details>"
         )
-
-
-@cache
-def _asset(name: str) -> str:
-    return resources.files("hwsim.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return _in_script(get_plotlyjs())
-
-
-def _in_script(text: str) -> str:
-    """Text that cannot end the script element that it stands in."""
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")

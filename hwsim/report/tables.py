@@ -202,7 +202,7 @@ def _gain(gain: Gain | None) -> str | None:
     return f"{words.ratio(gain.cycles)}{words.UNBROKEN}|{words.UNBROKEN}{words.ratio(gain.energy)}"
 
 
-def sparsity(results: Results) -> list[Table]:
+def kept_positions(results: Results) -> list[Table]:
     """What top-k kept, by configuration and layer, as means over trials and recorded steps."""
     rows: list[list[Cell]] = []
     for configuration in results.configurations:
@@ -290,14 +290,14 @@ def assumptions(results: Results) -> list[Table]:
     return made
 
 
-def provenance(results: Results) -> list[tuple[str, str]]:
+def origin(results: Results) -> list[tuple[str, str]]:
     """Facts about how the results came about, as name and value; unknown ones are left out."""
     made = results.provenance
     orders = {f"{record.accelerator}: {record.order}" for record in results.simulations if record.order}
     engines = {record.engine for record in results.simulations if record.engine}
     facts = [
         ("hwsim", f"{made.hwsim}, {made.code}"),
-        ("made", f"{made.created}, in {words.time(made.wall_s * 1e6)}" if made.wall_s else made.created),
+        ("made", f"{made.created}, in {words.time_with_unit(made.wall_s * 1e6)}" if made.wall_s else made.created),
         ("device", made.device),
         ("back ends", ", ".join(made.backends)),
         ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),

@@ -57,7 +57,7 @@ def ratio(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
 
 
-def energy(value_pj: float | None) -> str:
+def energy_with_unit(value_pj: float | None) -> str:
     """Write an energy given in pJ, in a unit that fits."""
     return _with_unit(_ENERGY, value_pj)
 
@@ -75,7 +75,7 @@ def energy_range(value: EnergyRange | None) -> str:
     return f"{span(number(value.low / divisor), number(value.high / divisor))} {unit}"
 
 
-def time(value_us: float | None) -> str:
+def time_with_unit(value_us: float | None) -> str:
     """Write a time given in microseconds, in a unit that fits."""
     return _with_unit(_TIME, value_us)
 

@@ -13,7 +13,7 @@ from hwsim.section import Axis, Figure, ReferenceLine, Series
 
 
 def all_figures(results, section):
-    found = [*section.figures, figures.sparsity(results)]
+    found = [*section.figures, figures.kept_shares(results)]
     for machine in results.machines:
         found += [figures.tradeoff(results, machine, what) for what in ("energy", "cycles")]
         found += [figures.by_pass(results, machine, what) for what in ("energy", "cycles")]

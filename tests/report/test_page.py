@@ -8,7 +8,7 @@ import pytest
 
 from hwsim.records import Configuration
 from hwsim.report import headline, tables, words
-from hwsim.report.page import page, write_page
+from hwsim.report.page import draw_page, write_page
 from hwsim.results import Results
 from hwsim.section import Column, Section, Table
 
@@ -53,7 +53,7 @@ def visible(text):
 
 @pytest.fixture(scope="module")
 def drawn(sample):
-    return page(sample)
+    return draw_page(sample)
 
 
 def test_the_page_of_the_file_is_the_page_of_the_objects(sample, drawn, tmp_path):
@@ -65,7 +65,7 @@ def test_the_page_of_the_file_is_the_page_of_the_objects(sample, drawn, tmp_path
 
 def test_other_results_give_another_page(sample, drawn):
     trials = (sample.trials[0].model_copy(update={"training": sample.trials[1].training}), *sample.trials[1:])
-    assert page(sample.model_copy(update={"trials": trials})) != drawn
+    assert draw_page(sample.model_copy(update={"trials": trials})) != drawn
 
 
 def test_nothing_is_fetched(drawn):
@@ -81,7 +81,7 @@ def test_nothing_is_fetched(drawn):
 
 
 def test_tags_close_and_ids_are_unique(drawn, build, section):
-    for text in (drawn, page(build(sections=[section, section]))):
+    for text in (drawn, draw_page(build(sections=[section, section]))):
         parsed = outline(text)
         assert parsed.problems == []
         assert parsed.open == []
@@ -157,15 +157,15 @@ def test_one_seed_is_said_to_have_no_interval(build):
 
 def test_what_is_missing_is_said_and_not_made_up(build):
     results = build()
-    untrained = page(results.model_copy(update={"trials": ()}))
+    untrained = draw_page(results.model_copy(update={"trials": ()}))
     assert "Nothing was trained here" in visible(untrained)
     assert "dense has no trial with seed 0, 1, 2." in visible(untrained)
     assert "How training went" not in visible(untrained)
-    unsimulated = page(build(simulations=[], machines=()))
+    unsimulated = draw_page(build(simulations=[], machines=()))
     assert "No step was simulated" in visible(unsimulated)
     assert "Roofline" not in visible(unsimulated)
     empty = build(configurations=("dense",), machines=()).model_copy(update={"configurations": (), "trials": ()})
-    assert "How these numbers came about" in visible(page(empty))
+    assert "How these numbers came about" in visible(draw_page(empty))
 
 
 def test_text_from_users_stays_text(build, section):
@@ -177,8 +177,8 @@ def test_text_from_users_stays_text(build, section):
     table = Table(title=HOSTILE, columns=[Column(name=HOSTILE)], rows=[[HOSTILE]], note=HOSTILE, source=HOSTILE)
     figure = section.figures[1].model_copy(update={"title": HOSTILE, "caption": HOSTILE})
     block = Section(title=HOSTILE, text=HOSTILE, verdict=HOSTILE, tables=[table], figures=[figure])
-    text = page(hostile.model_copy(update={"sections": (block,)}))
-    plain = page(build(configurations=("dense", "topk k=40"), sections=[block]))
+    text = draw_page(hostile.model_copy(update={"sections": (block,)}))
+    plain = draw_page(build(configurations=("dense", "topk k=40"), sections=[block]))
     for drawn in (text, plain):
         parsed = outline(drawn)
         assert parsed.problems == []
@@ -196,7 +196,7 @@ def test_text_from_users_stays_text(build, section):
 def test_sections_alone_make_a_page(build, section):
     results = build(configurations=("dense",), machines=(), sections=[section])
     alone = results.model_copy(update={"configurations": (), "trials": (), "answer": "Within 7 %."})
-    text = visible(page(alone))
+    text = visible(draw_page(alone))
     assert "TPU GEMMs: simulated against measured" in text
     assert "passed" in text
     assert "Within 7 %." in text
@@ -214,5 +214,5 @@ def test_the_page_reads_on_a_phone(drawn):
 def test_names_of_many_configurations_all_stand_in_the_page(build):
     results = build(configurations=("dense",), machines=())
     many = [Configuration(name=f"c{i}", family="c", precision="float32") for i in range(40)]
-    text = visible(page(results.model_copy(update={"configurations": (*results.configurations, *many)})))
+    text = visible(draw_page(results.model_copy(update={"configurations": (*results.configurations, *many)})))
     assert all(f"c{i} has no trial" in text for i in range(40))

@@ -31,12 +31,12 @@ def test_numbers(value, digits, expected):
     [(None, "–"), (0.0, "0 pJ"), (999.9, "999.9 pJ"), (1000.0, "1 nJ"), (2.5e6, "2.500 µJ"), (3.21e15, "3.210 kJ")],
 )
 def test_energy_takes_the_unit_that_fits(value_pj, expected):
-    assert words.energy(value_pj) == expected
+    assert words.energy_with_unit(value_pj) == expected
 
 
 @pytest.mark.parametrize(("value_us", "expected"), [(0.5, "500 ns"), (1.0, "1 µs"), (1500.0, "1.500 ms"), (2e6, "2 s")])
 def test_time_takes_the_unit_that_fits(value_us, expected):
-    assert words.time(value_us) == expected
+    assert words.time_with_unit(value_us) == expected
 
 
 def test_a_range_has_one_unit():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ from hwsim.report import headline, tables, words
 from hwsim.report.page import draw_page, write_page
 from hwsim.results import Results
 from hwsim.section import Column, Section, Table
+from hwsim.summary import Spread
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'"
 VOID = {"meta", "link", "br", "line", "rect", "circle", "path"}
@@ -143,6 +145,14 @@ def test_a_configuration_that_loses_accuracy_is_no_finding(sample):
     row = sample.summary().accuracy_of("topk k=10")
     assert row.difference.interval[1] < 0
     assert not headline.keeps_accuracy(row)
+
+
+def test_few_seeds_cannot_pass_off_a_large_loss_as_noise(sample):
+    row = sample.summary().accuracy_of("topk k=40")
+    wide = Spread(-0.03, 0.02, -0.05, -0.01, 2)  # two seeds: an interval of plus and minus 18 points
+    assert replace(row, difference=wide).within_noise
+    assert not headline.keeps_accuracy(replace(row, difference=wide))
+    assert headline.keeps_accuracy(replace(row, difference=replace(wide, mean=-0.005)))
 
 
 def test_the_headline_says_when_nothing_keeps_the_accuracy(build):

@@ -1,4 +1,4 @@
-"""How a GEMM is laid on the arrays: tile sizes, loop order, what stays on chip, and the dataflow; and the search for them.
+"""How a GEMM is laid on the arrays: tiles, loop order, what stays on chip, the dataflow; and the search for it.
 
 A GEMM of m x k times k x n is cut into tiles; three loops visit them, in some order. Each operand misses one of the
 three axes (a: n, b: m, the result: k), so walking along that axis meets the same tile again. A mapping says for each
@@ -70,6 +70,7 @@ class GemmWork:
     sum_bits: int
     rate: Fraction  # MACs per cycle of one array for these operands
     fed: Fraction = Fraction(1)  # share of the streamed positions that take array time (the others are skipped zeros)
+    epilogue: Fraction = Fraction(0)  # ticks of the vector unit for each result as it leaves the arrays
 
     def extent(self, axis: str) -> int:
         """Size along "m", "n" or "k"."""
@@ -107,12 +108,12 @@ class Mapping:
             example = "weight_stationary tile=64x500x784 order=mnk keep=ab"
             raise SpecError(f"mapping: got {text!r}, expected for example {example!r}")
         keep = "" if match[6] == "-" else match[6]
-        return cls(match[1], (int(match[2]), int(match[3]), int(match[4])), match[5], keep)  # type: ignore[arg-type]
+        return cls(match[1], (int(match[2]), int(match[3]), int(match[4])), match[5], keep)
 
     def clipped(self, work: GemmWork) -> Mapping:
         """The same mapping with no tile larger than the GEMM."""
-        tile = tuple(min(size, work.extent(axis)) for size, axis in zip(self.tile, "mnk", strict=True))
-        return Mapping(self.dataflow, tile, self.order, self.keep)  # type: ignore[arg-type]
+        m, n, k = self.tile
+        return Mapping(self.dataflow, (min(m, work.m), min(n, work.n), min(k, work.k)), self.order, self.keep)
 
 
 def ceil_div(a: Integers, b: Integers) -> Integers:
@@ -133,7 +134,7 @@ def unit_depth(arrays: Arrays, rate: Fraction) -> tuple[int, int]:
 
 def fold_axes(dataflow: str) -> tuple[str, str, str]:
     """Axes along the rows and the columns of the array, and the one that streams."""
-    return {"weight_stationary": ("k", "n", "m"), "output_stationary": ("m", "n", "k")}.get(dataflow, ("k", "m", "n"))  # type: ignore[return-value]
+    return {"weight_stationary": ("k", "n", "m"), "output_stationary": ("m", "n", "k")}.get(dataflow, ("k", "m", "n"))
 
 
 def array_ticks(
@@ -197,7 +198,9 @@ def tile_bytes(work: GemmWork, name: str, tile: tuple[Integers, Integers, Intege
     if operand.picked:
         return split
     if operand.spread != 1 and burst > 1:
-        return _round_up(ceil_div(operand.bytes_of(width * lines) * operand.spread.numerator, operand.spread.denominator), burst)
+        return _round_up(
+            ceil_div(operand.bytes_of(width * lines) * operand.spread.numerator, operand.spread.denominator), burst
+        )
     return _where(width >= whole, run, split)
 
 
@@ -226,7 +229,7 @@ def chip_elements(work: GemmWork, name: str, tile: tuple[Integers, Integers, Int
     conv = work.operand(name).conv
     if conv is not None:
         return image_elements(conv, name, size)
-    first, second = AXES_OF[name]
+    first, second = tuple(AXES_OF[name])
     return size[first] * size[second]
 
 
@@ -307,9 +310,7 @@ def _search_flow(
 ) -> list[Ranked]:
     arrays, memory, burst = machine.arrays, machine.scratchpad, machine.dram.burst_bytes
     tm, tn, tk = _candidate_tiles(work, arrays, flow)
-    trips = {
-        axis: ceil_div(np.int64(work.extent(axis)), size) for axis, size in zip("mnk", (tm, tn, tk), strict=True)
-    }
+    trips = {axis: ceil_div(np.int64(work.extent(axis)), size) for axis, size in zip("mnk", (tm, tn, tk), strict=True)}
     tiles = trips["m"] * trips["n"] * trips["k"]
     _, compute = array_ticks(arrays, work, flow, tm, tn, tk)
     read, written, again = feed_bits(arrays, work, flow, tm, tn, tk)
@@ -370,7 +371,7 @@ def _whole_bytes(
     work: GemmWork, name: str, tile: tuple[Integers, Integers, Integers], trips: dict[str, Integers], burst: int
 ) -> Integers:
     """Bytes of all tiles of an operand, each fetched once (full tiles everywhere: an estimate at the edges)."""
-    first, second = AXES_OF[name]
+    first, second = tuple(AXES_OF[name])
     size = dict(zip("mnk", tile, strict=True))
     share = (work.extent(first) * work.extent(second)) / (size[first] * trips[first] * size[second] * trips[second])
     return tile_bytes(work, name, tile, burst) * trips[first] * trips[second] * share

@@ -16,12 +16,14 @@ from hwsim.hardware.accelerator import ASSUMED_CYCLES, Accelerator, sources_of
 from hwsim.hardware.energy import Range
 from hwsim.hardware.mapping import SearchPrices
 from hwsim.simulation import recurrence
+from hwsim.simulation.gemm_work import Mapper
 from hwsim.simulation.pricing import Prices
 from hwsim.simulation.program import TICKS_PER_CYCLE, Counts, sum_counts, sum_ticks
 from hwsim.simulation.recurrence import JobTimes
 from hwsim.simulation.result import STALL_CAUSES, OpResult, SimulationResult, StepResult, Traffic
-from hwsim.simulation.schedule import Mapper, Step, Task, schedule
+from hwsim.simulation.schedule import schedule
 from hwsim.simulation.sparsity import SPARSITIES, Sparsity
+from hwsim.simulation.task import Step, Task
 from hwsim.workload import Gemm, Op, OpKind, Phase, Tensor, Workload
 
 Engine = Literal["fast", "events"]
@@ -105,9 +107,18 @@ def gemm_workload(gemms: Iterable[tuple[int, int, int, str | NumberFormat]], nam
             tensors[f"{id}.{side}"] = Tensor(f"{id}.{side}", "activation", shape, number)
         ops.append(
             Op(
-                id, OpKind.GEMM, Phase.FORWARD, id, (f"{id}.a", f"{id}.b"), (f"{id}.c",),
-                gemm=Gemm.OUTPUT, m=m, n=n, k=k, mac=MacSpec(),
-            )  # fmt: skip
+                id,
+                OpKind.GEMM,
+                Phase.FORWARD,
+                id,
+                (f"{id}.a", f"{id}.b"),
+                (f"{id}.c",),
+                gemm=Gemm.OUTPUT,
+                m=m,
+                n=n,
+                k=k,
+                mac=MacSpec(),
+            )
         )
     if not ops:
         raise SpecError("gemms: got none, expected at least one (m, n, k, format)")
@@ -132,7 +143,7 @@ def _run(step: Step, machine: Accelerator, prices: Prices, engine: Engine) -> St
     buffers = machine.scratchpad.buffers
     latency = round(machine.dram_latency_cycles * TICKS_PER_CYCLE)
     if engine == "events":
-        from hwsim.simulation import processes  # noqa: PLC0415
+        from hwsim.simulation import processes
 
         times, counts = processes.run(jobs, buffers, latency)
     else:
@@ -202,7 +213,7 @@ def _stalls(unit: str, before: int, time: JobTimes, count: Counts, compute: int)
     dependency = min(max(0, time.ready - before), window - compute)
     found = {"dependency": dependency}
     if unit == "array":
-        found |= {"fill_drain": count.fill_drain, "scratchpad": count.port_wait}
+        found |= {"vector": count.vector_wait, "fill_drain": count.fill_drain, "scratchpad": count.port_wait}
     elif unit in ("vector", "select"):
         found["vector" if unit == "vector" else "selection"] = compute
     waiting = window - dependency - (count.busy + sum(found.values()) - dependency if unit == "array" else compute)

@@ -18,7 +18,7 @@ from hwsim.hardware.mapping import (
     tile_bytes,
     unit_depth,
 )
-from hwsim.simulation.program import TICKS_PER_CYCLE, Counts, Nodes, Pass, repeat, to_ticks
+from hwsim.simulation.program import TICKS_PER_CYCLE, Counts, Nodes, Pass, repeat
 
 
 class Stream(NamedTuple):
@@ -28,14 +28,27 @@ class Stream(NamedTuple):
     chip: int = 0  # at the innermost memory; bytes held by the outermost on-chip memory come from there
     useful: int = 0  # of the DRAM bytes, those asked for
 
+    def __add__(self, other: tuple[int, ...]) -> Stream:  # type: ignore[override]
+        dram, chip, useful = other
+        return Stream(self.dram + dram, self.chip + chip, self.useful + useful)
+
 
 class _Segment(NamedTuple):
     """A run of equal turns of one loop."""
 
-    count: int
+    turns: int
     size: int
     first: bool
     last: bool
+
+
+class RowGroup(NamedTuple):
+    """Array rows that move in lockstep, each past a list of kept positions of its own."""
+
+    length: int  # positions that stream past: the longest list, or the union of the lists
+    values: int  # kept values of operand a in all lists
+    fetched: int  # rows of operand b that are read: one a value, or one a position if the rows share them
+    bytes: int  # of operand a in memory, indices included
 
 
 def ticks_at(quantity: int, per_cycle: Fraction | float) -> int:
@@ -66,6 +79,7 @@ class Lowering:
         busy: int = 0,
         fill_drain: int = 0,
         port_wait: int = 0,
+        vector_wait: int = 0,
         feed: tuple[int, int] = (0, 0),
         slots: int = 0,
     ) -> Pass:
@@ -85,6 +99,7 @@ class Lowering:
             busy=busy,
             fill_drain=fill_drain,
             port_wait=port_wait,
+            vector_wait=vector_wait,
             dram_port=in_dram + out_dram,
             outer_port=in_outer + out_outer,
             slots=slots,
@@ -113,7 +128,7 @@ class Lowering:
         (axis, segments), *inner = loops
         nodes: Nodes = ()
         for segment in segments:
-            nodes += repeat(segment.count, self._nest(work, mapping, inner, {**at, axis: segment}))
+            nodes += repeat(segment.turns, self._nest(work, mapping, inner, {**at, axis: segment}))
         return nodes
 
     def _gemm_pass(self, work: GemmWork, mapping: Mapping, at: dict[str, _Segment]) -> Pass:
@@ -122,17 +137,19 @@ class Lowering:
         for name in "ab":
             first = at[FREE_AXIS[name]].first
             if first or name not in mapping.keep:
-                load = _add(load, self._operand(work, name, (m, n, k)))
+                load += self._operand(work, name, (m, n, k))
         store = Stream()
         if at["k"].last:
             store = self._operand(work, "c", (m, n, k))
         elif "c" not in mapping.keep:
             store = self._partial_sums(work, m, n)
         if not at["k"].first and "c" not in mapping.keep:
-            load = _add(load, self._partial_sums(work, m, n))
+            load += self._partial_sums(work, m, n)
         read, written, again = feed_bits(self.machine.arrays, work, mapping.dataflow, m, n, k)
         read += 0 if at["k"].first else again
-        return self.tile_pass(work, mapping.dataflow, (m, n, k), load, store, (read // 2048, written // 2048))
+        feed = (read // 2048, written // 2048)
+        results = m * n if at["k"].last else 0
+        return self.tile_pass(work, mapping.dataflow, (m, n, k), load, store, feed, results)
 
     def tile_pass(
         self,
@@ -142,19 +159,22 @@ class Lowering:
         load: Stream,
         store: Stream,
         feed: tuple[int, int],
+        results: int,
     ) -> Pass:
-        """One tile on the arrays; the innermost memory may be too slow to feed them."""
+        """One tile on the arrays; the innermost memory, or the vector unit behind them, may be too slow for them."""
         busy, compute = array_ticks(self.machine.arrays, work, dataflow, *tile)
         port = ticks_at(sum(feed), self.machine.scratchpad.bytes_per_cycle)
+        vector = ceil_div(results * work.epilogue.numerator, work.epilogue.denominator)
         latency = self.machine.scratchpad.latency_cycles * TICKS_PER_CYCLE
         slots = busy * self._macs_per_tick(work)
         return self.make_pass(
             load,
             store,
-            max(compute, port) + latency,
+            max(compute, port, vector) + latency,
             busy=busy,
             fill_drain=compute - busy + latency,
             port_wait=max(0, port - compute),
+            vector_wait=max(0, vector - max(compute, port)),
             feed=feed,
             slots=slots.numerator // slots.denominator,
         )
@@ -211,42 +231,35 @@ class Lowering:
         nodes: Nodes = ()
         for which, count in ((0, pieces - 1), (1, 1)):
             values = [share[which] for share in shares]
-            one = self.make_pass(
-                Stream(*values[0:3]), Stream(*values[3:6]), values[6], feed=(values[7], values[8])
-            )
+            one = self.make_pass(Stream(*values[0:3]), Stream(*values[3:6]), values[6], feed=(values[7], values[8]))
             nodes += repeat(count, (one,))
         return nodes
 
-    def rows_skipped(
-        self, work: GemmWork, lengths: Sequence[int], row_bytes: Sequence[int], columns: int
-    ) -> Nodes:
+    def rows_skipped(self, work: GemmWork, groups: Sequence[RowGroup], columns: int) -> Nodes:
         """An output-stationary GEMM whose groups of array rows walk lists of their own.
 
-        Past row group g stream `lengths[g]` positions, and `row_bytes[g]` bytes of operand a (indices included) are
-        loaded for it. Operand b comes a slab of `columns` at a time, which stays while all row groups pass.
+        Operand b comes a slab of `columns` at a time, which stays while all row groups pass.
         """
         nodes: Nodes = ()
         for segment in _segments(work.n, columns):
-            nodes += repeat(segment.count, tuple(self._slab(work, lengths, row_bytes, segment.size)))
+            nodes += repeat(segment.turns, tuple(self._slab(work, groups, segment.size)))
         return repeat(work.groups, nodes)
 
-    def _slab(
-        self, work: GemmWork, lengths: Sequence[int], row_bytes: Sequence[int], columns: int
-    ) -> Iterator[Pass]:
+    def _slab(self, work: GemmWork, groups: Sequence[RowGroup], columns: int) -> Iterator[Pass]:
         arrays, burst = self.machine.arrays, self.machine.dram.burst_bytes
         load = self._operand(work, "b", (work.m, columns, work.k))
-        for group, (length, moved) in enumerate(zip(lengths, row_bytes, strict=True)):
-            rows = min(arrays.rows, work.m - group * arrays.rows)
+        for number, group in enumerate(groups):
+            rows = min(arrays.rows, work.m - number * arrays.rows)
             if not work.a.on_chip:
-                load = _add(load, Stream(ceil_div(moved, burst) * burst, moved, moved))
+                load += Stream(ceil_div(group.bytes, burst) * burst, group.bytes, group.bytes)
             elif self.two_levels:
-                load = _add(load, Stream(0, moved, 0))
+                load += Stream(0, group.bytes, 0)
             folds = ceil_div(columns, arrays.cols)
-            read = (length * rows * folds * work.a.bits + length * columns * rows * work.b.bits) // 2048
+            read = (group.values * folds * work.a.bits + group.fetched * columns * work.b.bits) // 2048
             written = ceil_div(rows * columns * work.sum_bits, 8)
             store = self._operand(work, "c", (rows, columns, work.k))
-            tile = (rows, columns, max(1, length))
-            yield self.tile_pass(work, "output_stationary", tile, load, store, (read, written))
+            tile = (rows, columns, max(1, group.length))
+            yield self.tile_pass(work, "output_stationary", tile, load, store, (read, written), rows * columns)
             load = Stream()
 
 
@@ -260,14 +273,7 @@ def _segments(extent: int, tile: int) -> list[_Segment]:
     return [_Segment(1, tile, True, False), *middle, _Segment(1, last, False, True)]
 
 
-def _add(a: Stream, b: Stream) -> Stream:
-    return Stream(a.dram + b.dram, a.chip + b.chip, a.useful + b.useful)
-
-
 def _share(total: int, pieces: int, unit: int = 1) -> tuple[int, int]:
     """(each piece but the last, the last piece) of a total, in units."""
     each = total // pieces
     return each * unit, (total - each * (pieces - 1)) * unit
-
-
-__all__ = ["Lowering", "Stream", "ticks_at", "to_ticks"]

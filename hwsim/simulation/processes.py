@@ -31,6 +31,10 @@ class _Flight:
     job: int
     index: int
 
+    def arrive(self, _: simpy.Event) -> None:
+        """The data of its load are there."""
+        self.loaded.succeed()
+
 
 @dataclass
 class _JobLog:
@@ -93,16 +97,16 @@ class Machine:
         yield from self._drain(len(self.jobs))
 
     def _hold(self, what: str, flight: _Flight, ticks: int) -> Generator[simpy.Event, Any, None]:
-        start = self.env.now
+        start = int(self.env.now)
         yield self.env.timeout(ticks)
         if self.observe:
-            self.observe("port", flight.job, flight.index, what, start, self.env.now)
+            self.observe("port", flight.job, flight.index, what, start, int(self.env.now))
 
     def _arrive(self, flight: _Flight) -> None:
         """Data of a load are there `latency` after the port let go of it."""
         if flight.work.load and self.latency:
             arrival = self.env.timeout(self.latency)
-            arrival.callbacks.append(lambda _: flight.loaded.succeed())  # type: ignore[union-attr]
+            arrival.callbacks.append(flight.arrive)
         else:
             flight.loaded.succeed()
 
@@ -120,7 +124,7 @@ class Machine:
             yield from self._store(flight)
         if number:
             last = self.flights[-1]
-            stored_at = self.env.now
+            stored_at = int(self.env.now)
             stores = any(flight.work.store and flight.job == number - 1 for flight in self.flights)
             self.env.process(self._finish(number - 1, last, stored_at if stores else 0))
 
@@ -140,13 +144,13 @@ class Machine:
                     log.ready = max((self.logs[need].done for need in job.needs), default=0)
                 yield flight.loaded
                 yield output_free
-                start = self.env.now
+                start = int(self.env.now)
                 if flight.work.compute:
                     yield self.env.timeout(flight.work.compute)
                 if self.observe:
-                    self.observe(job.unit, number, index, "compute", start, self.env.now)
+                    self.observe(job.unit, number, index, "compute", start, int(self.env.now))
                 log.counts = [total + count for total, count in zip(log.counts, flight.work.counts, strict=True)]
-                log.end = self.env.now
+                log.end = int(self.env.now)
                 flight.computed.succeed()
 
 

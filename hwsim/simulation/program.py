@@ -49,6 +49,7 @@ class Counts(NamedTuple):
     busy: int = 0  # ticks in which the arrays are fed
     fill_drain: int = 0  # ticks in which they fill and drain
     port_wait: int = 0  # ticks in which the innermost memory is too slow for them
+    vector_wait: int = 0  # ticks in which the vector unit behind them is
     dram_port: int = 0  # ticks of the load path that DRAM would need alone
     outer_port: int = 0  # ticks that the outermost on-chip memory would need alone
     slots: int = 0  # MAC slots fed, padding included
@@ -67,9 +68,9 @@ class Pass(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """`count` times the same body."""
+    """The same body, `turns` times."""
 
-    count: int
+    turns: int
     body: tuple[Pass | Repeat, ...]
 
 
@@ -93,13 +94,13 @@ def walk(nodes: Nodes) -> Iterator[Pass]:
         if isinstance(node, Pass):
             yield node
         else:
-            for _ in range(node.count):
+            for _ in range(node.turns):
                 yield from walk(node.body)
 
 
 def count_passes(nodes: Nodes) -> int:
     """Number of passes, without walking them."""
-    return sum(1 if isinstance(node, Pass) else node.count * count_passes(node.body) for node in nodes)
+    return sum(1 if isinstance(node, Pass) else node.turns * count_passes(node.body) for node in nodes)
 
 
 def sum_counts(nodes: Nodes) -> Counts:
@@ -120,7 +121,7 @@ def _totals(nodes: Nodes) -> list[int]:
             values: list[int] = [node.load, node.compute, node.store, *node.counts]
             totals = [total + value for total, value in zip(totals, values, strict=True)]
         else:
-            count = node.count
+            count = node.turns
             totals = [total + count * value for total, value in zip(totals, _totals(node.body), strict=True)]
     return totals
 
@@ -131,16 +132,16 @@ def split_first(nodes: Nodes) -> tuple[Pass, Nodes]:
     if isinstance(head, Pass):
         return head, tuple(tail)
     first, rest = split_first(head.body)
-    again: Nodes = (Repeat(head.count - 1, head.body),) if head.count > 1 else ()
+    again: Nodes = (Repeat(head.turns - 1, head.body),) if head.turns > 1 else ()
     return first, (*rest, *again, *tail)
 
 
-def repeat(count: int, body: Nodes) -> Nodes:
-    """`count` times the body, without needless nesting."""
-    if count <= 0 or not body:
+def repeat(turns: int, body: Nodes) -> Nodes:
+    """The body, `turns` times, without needless nesting."""
+    if turns <= 0 or not body:
         return ()
-    if count == 1:
+    if turns == 1:
         return body
     if len(body) == 1 and isinstance(body[0], Repeat):
-        return (Repeat(count * body[0].count, body[0].body),)
-    return (Repeat(count, body),)
+        return (Repeat(turns * body[0].turns, body[0].body),)
+    return (Repeat(turns, body),)

@@ -4,8 +4,8 @@ Every time in the machine is the maximum of earlier times plus a constant. So a 
 
     (time at which the port is free, end of the last computation, ..., end of the last but B - 1)
 
-to the next state by a matrix over (max, +), a loop body is the product of its passes, and a loop of `count` turns is
-a power, found in log2(count) products. Nothing is sampled or assumed to be steady: the result equals walking every
+to the next state by a matrix over (max, +), a loop body is the product of its passes, and a loop of n turns is
+a power, found in log2(n) products. Nothing is sampled or assumed to be steady: the result equals walking every
 pass, exactly, in integers. (Baccelli, Cohen, Olsder, Quadrat: Synchronization and Linearity, 1992, chapter 3.)
 
 A store is issued B passes after its pass was computed, so a body also depends on the stores still pending when it
@@ -104,8 +104,8 @@ def _advance(nodes: Nodes, port: int, ends: Vector, pending: Vector, latency: in
         if isinstance(node, Pass):
             port, ends = _step(node, port, ends, pending[0], latency)
             pending = (*pending[1:], node.store)
-        elif node.count * count_passes(node.body) <= WALK_AT_MOST:
-            for _ in range(node.count):
+        elif node.turns * count_passes(node.body) <= WALK_AT_MOST:
+            for _ in range(node.turns):
                 port, ends, pending = _advance(node.body, port, ends, pending, latency)
         else:
             matrix, pending = _loop_matrix(node, pending, latency, memo)
@@ -117,7 +117,7 @@ def _advance(nodes: Nodes, port: int, ends: Vector, pending: Vector, latency: in
 def _loop_matrix(node: Repeat, pending: Vector, latency: int, memo: Memo) -> tuple[Matrix, Vector]:
     """The matrix of all turns if `pending` are the stores open before them, and the stores open after them."""
     matrix = identity(len(pending) + 1)
-    left = node.count
+    left = node.turns
     while left:
         turn, after = _body_matrix(node.body, pending, latency, memo)
         if after == pending:  # all further turns are the same matrix
@@ -162,7 +162,7 @@ def multiply(a: Matrix, b: Matrix) -> Matrix:
     """The (max, +) product: first b, then a."""
     columns = tuple(zip(*b, strict=True))
     return tuple(
-        tuple(max(NEVER, max(x + y for x, y in zip(row, column, strict=True))) for column in columns) for row in a
+        tuple(max(NEVER, *(x + y for x, y in zip(row, column, strict=True))) for column in columns) for row in a
     )
 
 

@@ -62,17 +62,15 @@ def place(
         for tensor, stored in resident.items():
             if tensor not in kept and not stored and next_use(tensor, index) >= 0:
                 spills.append(tensor)
-        writes = frozenset(
-            tensor
-            for tensor in access.writes
-            if tensor not in persistent and tensor in kept
-        )
+        writes = frozenset(tensor for tensor in access.writes if tensor not in persistent and tensor in kept)
         resident = {tensor: candidates[tensor] for tensor in kept}
         placements.append(Placement(hits, writes, before, held))
     return placements
 
 
-def _keep(candidates: Mapping[str, bool], sizes: Mapping[str, int], capacity: int, uses: Mapping[str, int]) -> list[str]:
+def _keep(
+    candidates: Mapping[str, bool], sizes: Mapping[str, int], capacity: int, uses: Mapping[str, int]
+) -> list[str]:
     """The tensors that stay: nearest next use first, as long as they fit; those without one leave."""
     kept, held = [], 0
     for tensor in sorted((t for t in candidates if uses[t] >= 0), key=lambda t: (uses[t], t)):

@@ -357,9 +357,22 @@ def _mean_energy(ops: Iterable[OpResult], count: int) -> dict[str, Range]:
 
 
 _PLAIN_FIELDS = (
-    "id", "layer", "phase", "gemm", "kind", "start_cycle", "end_cycle", "busy_cycles", "ideal_cycles", "macs",
-    "operations", "useful_dram_bytes", "launch_us", "mapping", "order",
-)  # fmt: skip
+    "id",
+    "layer",
+    "phase",
+    "gemm",
+    "kind",
+    "start_cycle",
+    "end_cycle",
+    "busy_cycles",
+    "ideal_cycles",
+    "macs",
+    "operations",
+    "useful_dram_bytes",
+    "launch_us",
+    "mapping",
+    "order",
+)
 
 
 def _columns(ops: tuple[OpResult, ...]) -> dict[str, Any]:

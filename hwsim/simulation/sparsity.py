@@ -1,4 +1,4 @@
-"""What a recorded selection does to the ops of a step on a machine: extents, lists of kept positions, shares of bytes."""
+"""What a recorded selection does to the ops of a step on a machine: extents, kept positions, shares of bytes."""
 
 from __future__ import annotations
 

@@ -100,7 +100,11 @@ def _read_row(file: str, number: int, row: list[str], is_gemm: bool, round_up: b
         raise SpecError(f"{file}:{number}: {name}: got {wrong!r}, expected a whole number") from None
     expected = (3,) if is_gemm else (7, 8)
     if len(sizes) not in expected or min(sizes) < 1:
-        form = "name, M, N, K" if is_gemm else "name, height, width, filter height, filter width, channels, filters, stride"
+        form = (
+            "name, M, N, K"
+            if is_gemm
+            else "name, height, width, filter height, filter width, channels, filters, stride"
+        )
         raise SpecError(f"{file}:{number}: {name}: got {len(sizes)} numbers {sizes}, expected {form}, each 1 or more")
     if is_gemm:
         m, n, k = sizes
@@ -142,9 +146,7 @@ def workload_of(
 
 
 class _Builder:
-    def __init__(
-        self, batch: int, number: NumberFormat, mac: MacSpec, states: int, topk: RandomTopK | None
-    ) -> None:
+    def __init__(self, batch: int, number: NumberFormat, mac: MacSpec, states: int, topk: RandomTopK | None) -> None:
         self.batch = batch
         self.format = number
         self.mac = mac
@@ -159,8 +161,16 @@ class _Builder:
         self.tensors.setdefault(id, Tensor(id, role, tuple(shape), self.format, persistent=persistent))
         return id
 
-    def vector(self, id: str, kind: OpKind, phase: Phase, layer: str, reads: Sequence[str], writes: Sequence[str],
-               **operations: int) -> None:
+    def vector(
+        self,
+        id: str,
+        kind: OpKind,
+        phase: Phase,
+        layer: str,
+        reads: Sequence[str],
+        writes: Sequence[str],
+        **operations: int,
+    ) -> None:
         elements = self.tensors[writes[0]].elements
         self.ops.append(
             Op(id, kind, phase, layer, tuple(reads), tuple(writes), elements=elements, operations=operations)
@@ -173,15 +183,23 @@ class _Builder:
             if not training or not previous or self.tensors[previous].elements != self.batch * _inputs(layer):
                 into = self.tensor(f"{layer.name}.input", "input" if not previous else "activation", self._image(layer))
                 if training and previous:  # a pooling or reshaping layer between the two
-                    self.vector(f"{layer.name}.resize", OpKind.ELEMENTWISE, Phase.FORWARD, layer.name,
-                                [previous], [into], compare=1)  # fmt: skip
+                    self.vector(
+                        f"{layer.name}.resize",
+                        OpKind.ELEMENTWISE,
+                        Phase.FORWARD,
+                        layer.name,
+                        [previous],
+                        [into],
+                        compare=1,
+                    )
             self.inputs.append(into)
             output = self.gemm(layer, Gemm.OUTPUT, Phase.FORWARD, (into, self._weight(layer)), f"{layer.name}.output")
             previous = output
             if training and number + 1 < len(layers):
                 previous = self.tensor(f"{layer.name}.relu.output", "activation", self.tensors[output].shape)
-                self.vector(f"{layer.name}.relu", OpKind.ELEMENTWISE, Phase.FORWARD, layer.name,
-                            [output], [previous], compare=1)  # fmt: skip
+                self.vector(
+                    f"{layer.name}.relu", OpKind.ELEMENTWISE, Phase.FORWARD, layer.name, [output], [previous], compare=1
+                )
         self.last = previous
 
     def backward(self, layers: Sequence[Shape]) -> None:
@@ -192,8 +210,15 @@ class _Builder:
             output = f"{layer.name}.output"
             if number + 1 < len(layers):
                 into = self.tensor(f"{output}.grad", "gradient", self.tensors[output].shape)
-                self.vector(f"{layer.name}.relu.backward", OpKind.ELEMENTWISE, Phase.BACKWARD, layer.name,
-                            [gradient, f"{layer.name}.relu.output"], [into], compare=1)  # fmt: skip
+                self.vector(
+                    f"{layer.name}.relu.backward",
+                    OpKind.ELEMENTWISE,
+                    Phase.BACKWARD,
+                    layer.name,
+                    [gradient, f"{layer.name}.relu.output"],
+                    [into],
+                    compare=1,
+                )
                 gradient = into
             selection = self._select(layer, gradient) if self.topk and number + 1 < len(layers) else None
             pruned = f"{gradient}.kept" if selection else gradient
@@ -202,26 +227,50 @@ class _Builder:
                 into = self.tensor(f"{self.inputs[number]}.grad", "gradient", self.tensors[self.inputs[number]].shape)
                 self.gemm(layer, Gemm.GRAD_INPUT, Phase.BACKWARD, (pruned, weight), into, selection, "k")
             whole = self.tensor(f"{weight}.grad", "weight_gradient", self.tensors[weight].shape)
-            written = self.tensor(f"{whole}.kept", "weight_gradient", self.tensors[weight].shape) if selection else whole
+            written = (
+                self.tensor(f"{whole}.kept", "weight_gradient", self.tensors[weight].shape) if selection else whole
+            )
             self.gemm(layer, Gemm.GRAD_WEIGHT, Phase.BACKWARD, (pruned, self.inputs[number]), written, selection, "m")
             if selection:
                 self.ops.append(
-                    Op(f"{layer.name}.scatter", OpKind.SCATTER, Phase.BACKWARD, layer.name,
-                       (written, f"{gradient}.index"), (whole,), elements=self.tensors[whole].elements,
-                       selection=selection)  # fmt: skip
+                    Op(
+                        f"{layer.name}.scatter",
+                        OpKind.SCATTER,
+                        Phase.BACKWARD,
+                        layer.name,
+                        (written, f"{gradient}.index"),
+                        (whole,),
+                        elements=self.tensors[whole].elements,
+                        selection=selection,
+                    )
                 )
             if number:
                 gradient = into
                 if self.tensors[self.inputs[number]].id == f"{layer.name}.input":  # undo the resizing
                     back = f"{layers[number - 1].name}.relu.output"
                     gradient = self.tensor(f"{back}.grad", "gradient", self.tensors[back].shape)
-                    self.vector(f"{layer.name}.resize.backward", OpKind.ELEMENTWISE, Phase.BACKWARD, layer.name,
-                                [into], [gradient], compare=1)  # fmt: skip
+                    self.vector(
+                        f"{layer.name}.resize.backward",
+                        OpKind.ELEMENTWISE,
+                        Phase.BACKWARD,
+                        layer.name,
+                        [into],
+                        [gradient],
+                        compare=1,
+                    )
         for layer in layers:
             self._update(layer)
 
-    def gemm(self, layer: Shape, gemm: Gemm, phase: Phase, reads: tuple[str, str], writes: str,
-             selection: str | None = None, axis: str | None = None) -> str:
+    def gemm(
+        self,
+        layer: Shape,
+        gemm: Gemm,
+        phase: Phase,
+        reads: tuple[str, str],
+        writes: str,
+        selection: str | None = None,
+        axis: str | None = None,
+    ) -> str:
         rows, inputs, outputs = self.batch * _rows(layer), _gemm_inputs(layer), _outputs(layer)
         m, n, k = {
             Gemm.OUTPUT: (rows, outputs, inputs),
@@ -229,16 +278,32 @@ class _Builder:
             Gemm.GRAD_WEIGHT: (outputs, inputs, rows),
         }[gemm]
         transposed = {
-            Gemm.OUTPUT: (False, True), Gemm.GRAD_INPUT: (False, False), Gemm.GRAD_WEIGHT: (True, False),
-        }[gemm]  # fmt: skip
+            Gemm.OUTPUT: (False, True),
+            Gemm.GRAD_INPUT: (False, False),
+            Gemm.GRAD_WEIGHT: (True, False),
+        }[gemm]
         conv = isinstance(layer, ConvShape)
         shape: tuple[int, ...] = (self.batch, outputs, *layer.out_size) if isinstance(layer, ConvShape) else (m, n)
         if gemm is Gemm.OUTPUT:
             self.tensor(writes, "activation", shape)
         self.ops.append(
-            Op(f"{layer.name}.{gemm}", OpKind.GEMM, phase, layer.name, reads, (writes,), gemm=gemm, m=m, n=n, k=k,
-               transposed=transposed, mac=self.mac, conv=self._geometry(layer) if conv else None,
-               selection=selection, selected_axis=axis if selection else None)  # fmt: skip
+            Op(
+                f"{layer.name}.{gemm}",
+                OpKind.GEMM,
+                phase,
+                layer.name,
+                reads,
+                (writes,),
+                gemm=gemm,
+                m=m,
+                n=n,
+                k=k,
+                transposed=transposed,
+                mac=self.mac,
+                conv=self._geometry(layer) if conv else None,
+                selection=selection,
+                selected_axis=axis if selection else None,
+            )
         )
         return writes
 
@@ -268,12 +333,29 @@ class _Builder:
         self.tensor(f"{gradient}.kept", "gradient", source.shape)
         work = {"compare": 1, **({"add": 1} if self.topk.rank_over == "batch" else {})}
         self.ops.append(
-            Op(f"{layer.name}.select", OpKind.SELECT, Phase.BACKWARD, layer.name, (gradient,), (index.id,),
-               elements=source.elements, operations=work, selection=id)  # fmt: skip
+            Op(
+                f"{layer.name}.select",
+                OpKind.SELECT,
+                Phase.BACKWARD,
+                layer.name,
+                (gradient,),
+                (index.id,),
+                elements=source.elements,
+                operations=work,
+                selection=id,
+            )
         )
         self.ops.append(
-            Op(f"{layer.name}.gather", OpKind.GATHER, Phase.BACKWARD, layer.name, (gradient, index.id),
-               (f"{gradient}.kept",), elements=source.elements, selection=id)  # fmt: skip
+            Op(
+                f"{layer.name}.gather",
+                OpKind.GATHER,
+                Phase.BACKWARD,
+                layer.name,
+                (gradient, index.id),
+                (f"{gradient}.kept",),
+                elements=source.elements,
+                selection=id,
+            )
         )
         return id
 
@@ -283,8 +365,16 @@ class _Builder:
         states = [
             self.tensor(f"{weight}.state{number}", "optimizer_state", shape, True) for number in range(self.states)
         ]
-        self.vector(f"{weight}.update", OpKind.UPDATE, Phase.UPDATE, layer.name, [weight, f"{weight}.grad", *states],
-                    [weight, *states], multiply=1 + 2 * self.states, add=1 + 2 * self.states)  # fmt: skip
+        self.vector(
+            f"{weight}.update",
+            OpKind.UPDATE,
+            Phase.UPDATE,
+            layer.name,
+            [weight, f"{weight}.grad", *states],
+            [weight, *states],
+            multiply=1 + 2 * self.states,
+            add=1 + 2 * self.states,
+        )
 
     def _weight(self, layer: Shape) -> str:
         shape = (_outputs(layer), _gemm_inputs(layer))
@@ -298,9 +388,15 @@ class _Builder:
     def _geometry(self, layer: Shape) -> ConvGeometry:
         assert isinstance(layer, ConvShape)
         return ConvGeometry(
-            self.batch, layer.channels, layer.size, layer.filters, layer.out_size, layer.kernel, layer.stride,
+            self.batch,
+            layer.channels,
+            layer.size,
+            layer.filters,
+            layer.out_size,
+            layer.kernel,
+            layer.stride,
             layer.padding,
-        )  # fmt: skip
+        )
 
 
 def _inputs(layer: Shape) -> int:

@@ -1,0 +1,218 @@
+"""A GEMM op as the machine meets it: extents after selection, operands and where they are, useful and priced MACs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from hwsim.arithmetic.mac import MacSpec
+from hwsim.arithmetic.number import NumberFormat
+from hwsim.hardware import mapping as mappings
+from hwsim.hardware.accelerator import Accelerator
+from hwsim.hardware.mapping import GemmWork, Operand, SearchPrices, ceil_div, fold_axes, unit_depth
+from hwsim.simulation import recurrence, sparsity
+from hwsim.simulation.lowering import Lowering, RowGroup
+from hwsim.simulation.program import TICKS_PER_CYCLE, Job, Nodes
+from hwsim.simulation.sparsity import Kept
+from hwsim.simulation.step_tensors import StepTensors
+from hwsim.workload import Gemm, Op
+
+
+class Mapper:
+    """Chooses mappings and remembers them: the same GEMM under the same conditions is searched once."""
+
+    def __init__(self, machine: Accelerator, prices: SearchPrices) -> None:
+        self.machine = machine
+        self.prices = prices
+        self.lowering = Lowering(machine)
+        self.latency = round(machine.dram_latency_cycles * TICKS_PER_CYCLE)
+        self._chosen: dict[tuple[GemmWork, int], mappings.Mapping] = {}
+
+    def choose(self, work: GemmWork, room: int) -> mappings.Mapping:
+        """The best mapping for `room` bytes; of the search's three best estimates for cycles the fastest is taken."""
+        key = (work, room)
+        if key not in self._chosen:
+            ranked = mappings.search(work, self.machine, room, self.prices)
+            if self.prices.objective == "cycles" and len(ranked) > 1:
+                ranked.sort(key=lambda item: self.ticks_alone(work, item.mapping))
+            self._chosen[key] = ranked[0].mapping
+        return self._chosen[key]
+
+    def ticks_alone(self, work: GemmWork, mapping: mappings.Mapping) -> int:
+        """Ticks of the GEMM alone on an idle machine."""
+        return self.nodes_alone(self.lowering.gemm(work, mapping))
+
+    def nodes_alone(self, nodes: Nodes) -> int:
+        """Ticks of these passes alone on an idle machine."""
+        return recurrence.run([Job("gemm", "array", nodes)], self.machine.scratchpad.buffers, self.latency)[0].done
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Extents of a GEMM after selection, and what became of its axes."""
+
+    m: int
+    n: int
+    k: int
+    rows_picked: bool = False  # rows of c (and a) are those kept
+    terms_picked: bool = False  # positions of k are those kept
+
+
+def shape_of(op: Op, tensors: StepTensors) -> Shape:
+    """Extents that this machine works on. Example scope shrinks them only in the ideal: rows are then balanced."""
+    kept = tensors.kept(op)
+    if kept is None or not tensors.prunes(kept):
+        return Shape(op.m, op.n, op.k)
+    if kept.by_example:
+        if tensors.sparse != "ideal":
+            return Shape(op.m, op.n, op.k)
+        return Shape(op.m, op.n, max(1, math.ceil(op.k * kept.share)))
+    if op.selected_axis == "k":
+        return Shape(op.m, op.n, max(1, math.ceil(op.k * kept.share)), terms_picked=True)
+    return Shape(max(1, math.ceil(op.m * kept.share)), op.n, op.k, rows_picked=True)
+
+
+def work_of(
+    op: Op, index: int, tensors: StepTensors, forwarded: frozenset[str], stored: Sequence[str], epilogue: Fraction
+) -> GemmWork:
+    """The GEMM of op number `index`.
+
+    `forwarded` are results that come without being loaded. `stored` are the tensors that its results leave as, its own
+    and those of ops fused behind it, which take `epilogue` ticks a result.
+    """
+    machine, known = tensors.machine, tensors.workload.tensors
+    shape = shape_of(op, tensors)
+    a, b = known[op.reads[0]].format, known[op.reads[1]].format
+    conv = op.conv
+    return GemmWork(
+        shape.m,
+        shape.n,
+        shape.k,
+        op.groups,
+        Operand(
+            bits256(a),
+            "m" if op.transposed[0] else "k",
+            op.reads[0] in forwarded or tensors.on_chip(op.reads[0], index),
+            spread=tensors.spread_of(op.reads[0]),
+            conv=conv if op.gemm is Gemm.OUTPUT else None,
+        ),
+        Operand(
+            bits256(b),
+            "k" if op.transposed[1] else "n",
+            op.reads[1] in forwarded or tensors.on_chip(op.reads[1], index),
+            picked=shape.terms_picked,
+            conv=conv if op.gemm is Gemm.GRAD_WEIGHT else None,
+        ),
+        Operand(
+            sum(bits256(known[tensor].format) for tensor in stored) or bits256(known[op.writes[0]].format),
+            "n",
+            not stored,
+            picked=shape.rows_picked,
+            conv=conv if op.gemm is Gemm.GRAD_INPUT else None,
+        ),
+        (op.mac or MacSpec()).accumulator.bits,
+        machine.arrays.rate_of(a, b),
+        _fed(op, tensors),
+        epilogue,
+    )
+
+
+def _fed(op: Op, tensors: StepTensors) -> Fraction:
+    """Share of the positions that take array time where zeros of the sparser operand are skipped.
+
+    Zeros that a selection put there are gone already, so only the other operand's count then.
+    """
+    if tensors.sparse != "zeros" and not (tensors.sparse == "real" and tensors.machine.can("zero_skipping")):
+        return Fraction(1)
+    sides = op.reads[:2] if tensors.kept(op) is None else op.reads[1:2]
+    return min(tensors.density(side) for side in sides)
+
+
+def useful_macs(op: Op, tensors: StepTensors, work: GemmWork) -> int:
+    """MACs of the op without padding, without pruned positions, and without skipped zeros."""
+    kept = tensors.kept(op)
+    macs = Fraction(op.m * op.n * op.k * op.groups)
+    if kept is not None:
+        macs *= kept.share
+    return math.ceil(macs * unpadded_share(op) * work.fed)
+
+
+def priced_macs(op: Op, tensors: StepTensors, work: GemmWork) -> int:
+    """MACs that cost energy: all that the arrays execute, padding included; with zero gating those without a zero."""
+    kept = tensors.kept(op)
+    executed = Fraction(work.m * work.n * work.k * work.groups) * work.fed
+    if kept is not None and kept.by_example and tensors.prunes(kept) and tensors.sparse == "real":
+        executed *= kept.share  # lanes whose list has ended do nothing
+    if tensors.sparse == "real" and tensors.machine.can("zero_gating"):
+        executed *= tensors.density(op.reads[1]) / (work.fed if work.fed != 1 else 1)
+        if kept is None:
+            executed *= tensors.density(op.reads[0])
+        elif kept.by_example and not tensors.prunes(kept):
+            executed *= kept.share
+    return math.ceil(executed)
+
+
+def unpadded_share(op: Op) -> Fraction:
+    """Share of a convolution's MACs that touch the image rather than its padding."""
+    conv = op.conv
+    if conv is None:
+        return Fraction(1)
+    share = Fraction(1)
+    for axis in (0, 1):
+        inside = 0
+        for tap in range(conv.kernel[axis]):
+            offset = tap * conv.dilation[axis] - conv.padding[axis]
+            lowest = max(0, ceil_div(-offset, conv.stride[axis]))
+            highest = min(conv.out_size[axis] - 1, (conv.in_size[axis] - 1 - offset) // conv.stride[axis])
+            inside += max(0, highest - lowest + 1)
+        share *= Fraction(inside, conv.kernel[axis] * conv.out_size[axis])
+    return share
+
+
+def rows_nodes(op: Op, kept: Kept, work: GemmWork, mapper: Mapper, room: int) -> tuple[Nodes, str]:
+    """Example scope on a machine that skips: each group of array rows walks its own lists, or the union of them.
+
+    Rows with lists of their own fetch their own rows of operand b, so skipping asks more of the innermost memory than
+    sharing a union does.
+    """
+    machine = mapper.machine
+    rows = machine.arrays.rows
+    lists = sparsity.row_lengths(op, kept)
+    values = [int(part.sum()) for part in np.split(lists, range(rows, len(lists), rows))]
+    own = machine.can("row_skipping")
+    lengths = sparsity.group_lengths(lists, rows) if own else sparsity.union_lengths(op, kept, rows)
+    index_bits = machine.sparsity.index_bits if machine.sparsity else 16
+    groups = [
+        RowGroup(length, count, count if own else length, ceil_div(count * (work.a.bits + index_bits * 256), 2048))
+        for length, count in zip(lengths, values, strict=True)
+    ]
+    how = "row_skipping" if own else "tile_union"
+    smallest = min(work.n, machine.arrays.cols)
+    slabs = {min(work.n, smallest << power) for power in range(12)}
+    fitting = [columns for columns in sorted(slabs) if work.b.bytes_of(work.k * columns) <= room // 2] or [smallest]
+    candidates = [(mapper.lowering.rows_skipped(work, groups, columns), columns) for columns in fitting]
+    nodes, columns = min(candidates, key=lambda item: mapper.nodes_alone(item[0]))
+    return nodes, f"{how} output_stationary rows={rows} columns={columns}"
+
+
+def accumulation_order(machine: Accelerator, work: GemmWork, mapping: mappings.Mapping) -> str:
+    """The order of accumulation that a mapping implies, in the words of a MacSpec.
+
+    With the reduced axis along the rows, each column of the array sums `rows` x depth products from 0, and these sums
+    join the result one after the other; output stationary units add what streams past, `depth` products at a time.
+    """
+    depth, _ = unit_depth(machine.arrays, work.rate)
+    row_axis, _, _ = fold_axes(mapping.dataflow)
+    chunk = machine.arrays.rows * depth if row_axis == "k" else depth
+    if chunk <= 1 or chunk >= work.k:
+        return "sequential"
+    return f"chunked({chunk})"
+
+
+def bits256(number: NumberFormat) -> int:
+    """Bits of a stored element, block scales included, times 256."""
+    return round(number.bits_per_element * 256)

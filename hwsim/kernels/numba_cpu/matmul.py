@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwsim.arithmetic.mac import Chunked, MacSpec
-from hwsim.arithmetic.number import NumberFormat
+from hwsim.arithmetic.mac import Chunked, Fused, MacSpec
+from hwsim.arithmetic.number import FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
+from hwsim.kernels.numba_cpu import fused
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
 from hwsim.kernels.numba_cpu.matmul_plan import NOTHING, Facts, Plan, facts_of_format, plan
+from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import pool, threads
 from hwsim.kernels.reference.matmul import Stage, result_cast, stage_stream
 
@@ -45,12 +47,15 @@ def matrix(x: Any) -> Matrix:
     return Matrix(x.data_ptr(), *x.shape, row * size, column * size, 8 * size, x)
 
 
+def _array(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.detach().numpy()
+
+
 def as_float64(x: Matrix) -> Matrix:
     """Return a float64 copy of an operand."""
     if x.bits == 64:
         return x
-    array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
-    return matrix(array.astype(np.float64, order="K"))
+    return matrix(_array(x.keep).astype(np.float64, order="K"))
 
 
 def multiply(
@@ -74,6 +79,10 @@ def multiply(
     m, k, n = left.rows, left.columns, right.columns
     if not m or not n:
         return
+    if isinstance(mac.order, Fused):
+        fused.multiply(_array(a), _array(b), mac.order, out, start)
+        _finish(out, mac, start, bias, k, stream, indices)
+        return
     a_facts = facts(left) if formats[0] is None else facts_of_format(formats[0])
     b_facts = facts(right) if formats[1] is None else facts_of_format(formats[1])
     start_facts, negative_zero = NOTHING, False
@@ -81,6 +90,17 @@ def multiply(
         start_facts, negative_zero = facts_of_start(start)
     chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
     run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+    _finish(out, mac, start, bias, k, stream, indices)
+
+
+def _finish(
+    out: np.ndarray, mac: MacSpec, start: np.ndarray | None, bias: np.ndarray | None, k: int, stream: int,
+    indices: np.ndarray | None,
+) -> None:  # fmt: skip
+    """Add what comes after the last product: the addend of fused orders that take it last, then the bias."""
+    m, n = out.shape
+    if isinstance(mac.order, Fused) and mac.order.addend == "last" and start is not None:
+        _add_nearest(out, start, mac.order.output)
     if bias is not None:
         # one more step, k = 1: a column of ones times the bias, from the sums so far
         last = MacSpec(*_cast_fields(result_cast(mac)))
@@ -89,6 +109,21 @@ def multiply(
                  stage_stream(stream, Stage.OUTER), np.array([k]), indices)  # fmt: skip
     elif mac.overflow is Overflow.ERROR or not _has_nan(mac):
         check_no_nan(out, mac)
+
+
+def _add_nearest(out: np.ndarray, more: np.ndarray, output: Cast) -> None:
+    """out += more by one ordinary addition, to nearest even in the output's format; both hold values of it."""
+    fmt = output.format
+    assert isinstance(fmt, FloatingPoint)
+    if fmt.name == "float32" and output.overflow is Overflow.NATIVE:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out += more.astype(np.float32)
+        out[np.isnan(out)] = np.nan
+    elif fmt.emax - fmt.smallest_exponent < 52:  # the float64 sum is exact
+        with np.errstate(invalid="ignore"):
+            cast_into((out + more).reshape(-1), out.reshape(-1), Cast(fmt, "nearest_even", output.overflow), 0)
+    else:
+        raise UnsupportedError(f"matmul: an addend added last to {fmt} has no vector kernel")
 
 
 def _cast_fields(cast: Cast) -> tuple[Any, Any, Any]:
@@ -167,10 +202,9 @@ def _has_nan(mac: MacSpec) -> bool:
 def facts(x: Matrix) -> Facts:
     """Find out what is true of all values of an operand (one pass)."""
     if x.bits == 64:
-        array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
-        return facts_of_doubles(array)
+        return facts_of_doubles(_array(x.keep))
     found = np.empty(4, np.int64)
-    array = x.keep if isinstance(x.keep, np.ndarray) else x.keep.detach().numpy()
+    array = _array(x.keep)
     if abs(x.row) < abs(x.column):  # walk along memory
         array = array.T
     _look(array, found)

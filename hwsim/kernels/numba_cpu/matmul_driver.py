@@ -6,15 +6,13 @@ threads may each take a share of the rows: no second thread pool stands beside t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from hwsim.kernels.numba_cpu import matmul_steps, matmul_tile, vector_ir
+from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_tile import (
     Recipe,
     copy_vectors,
@@ -26,23 +24,13 @@ from hwsim.kernels.numba_cpu.matmul_tile import (
     write32,
     write64,
 )
+from hwsim.kernels.numba_cpu.revision import REVISION
 
 ROWS = 4  # rows of a full tile
 VECTORS = 4  # vectors of a full tile: 64 columns of float32
 PACK_ROWS = 24  # fewer rows than this do not repay copying a b whose columns are contiguous already
 
 set_processor_mode = types.ExternalFunction("fesetround", types.int32(types.int32))
-
-
-def _revision() -> str:
-    """Hash of the sources that a compiled kernel is made from: numba's cache watches this file alone."""
-    digest = hashlib.sha256()
-    for module in (vector_ir, matmul_steps, matmul_tile):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-REVISION = _revision()
 
 
 @cache
@@ -67,7 +55,7 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
     wide = VECTORS * lanes
     chunked = outer != ""
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled
     def multiply(  # type: ignore[no-untyped-def]
         a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
         mode, outer_mode, blocks, outer_block, keys, outer_keys, index,
@@ -140,22 +128,22 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
     return multiply
 
 
-@njit(cache=True, inline="never")
+@compiled
 def _read_index(index, row):  # type: ignore[no-untyped-def]
     return np.int64(0) if index == 0 else np.int64(_bits_of(read32(index + 4 * row)))
 
 
-@njit(cache=True)
+@compiled
 def _bits_of(x):  # type: ignore[no-untyped-def]
     return np.float32(x).view(np.uint32)
 
 
-@njit(cache=True)
+@compiled
 def _read(bits, address):  # type: ignore[no-untyped-def]
     return np.float64(read32(address)) if bits == 32 else read64(address)
 
 
-@njit(cache=True)
+@compiled
 def _write(bits, address, value):  # type: ignore[no-untyped-def]
     if bits == 32:
         write32(address, np.float32(value))
@@ -163,7 +151,7 @@ def _write(bits, address, value):  # type: ignore[no-untyped-def]
         write64(address, value)
 
 
-@njit(cache=True)
+@compiled
 def _pack(bits, b, b_k, b_n, packed, columns, width, k):  # type: ignore[no-untyped-def]
     """Copy a panel of b so that each k has `width` consecutive columns, zeros beyond the last one."""
     size = bits // 8
@@ -187,13 +175,13 @@ def _pack(bits, b, b_k, b_n, packed, columns, width, k):  # type: ignore[no-unty
             _write(bits, packed + (i * width + j) * size, 0.0)
 
 
-@njit(cache=True)
+@compiled
 def _clear(bits, state, begin, end):  # type: ignore[no-untyped-def]
     for i in range(begin, end):
         _write(bits, state + i * (bits // 8), 0.0)
 
 
-@njit(cache=True)
+@compiled
 def _load(bits, start, start_row, start_n, state, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
     """Put the start values (float64) of a tile into its state; 0 where there are none."""
     size = bits // 8
@@ -208,7 +196,7 @@ def _load(bits, start, start_row, start_n, state, row, first, rows, columns, wid
             _write(bits, state + (r * width + j) * size, 0.0)
 
 
-@njit(cache=True)
+@compiled
 def _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
     """Write a tile's results; every NaN becomes the canonical one."""
     for r in range(rows):

@@ -109,14 +109,14 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     if cast.rounding.stochastic and order == "kahan":
         raise UnsupportedError("matmul: stochastic Kahan sums have no vector kernel")
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
-    blocks = np.concatenate([_block(cast, bits), product_block if product_block is not None else _empty(bits)])
+    blocks = np.concatenate([parameter_block(cast, bits), product_block if product_block is not None else _empty(bits)])
     if not isinstance(mac.order, Chunked):
         return Plan(recipe, _MODES[SUMS[sums]], blocks)
     outer_cast = mac.order.outer or cast
     _check_specials(outer_cast, term.special or start.special)
     outer_sums, outer_rule = _general_sum(outer_cast, 64)
     outer = Recipe(64, outer_sums, outer_rule)
-    return Plan(recipe, _MODES[SUMS[sums]], blocks, outer, _MODES[SUMS[outer_sums]], _block(outer_cast, 64))
+    return Plan(recipe, _MODES[SUMS[sums]], blocks, outer, _MODES[SUMS[outer_sums]], parameter_block(outer_cast, 64))
 
 
 def _check_specials(cast: Cast, special: bool) -> None:
@@ -276,19 +276,19 @@ def _general(cast: Cast, bits: int) -> tuple[str, np.ndarray]:
     """Return the rule that handles every value, and its block."""
     fmt, mode = cast.format, cast.rounding.mode
     if isinstance(fmt, FixedPoint):
-        return f"{'wrapped' if cast.overflow is Overflow.WRAP else 'fixed'}_{mode}", _block(cast, bits)
+        return f"{'wrapped' if cast.overflow is Overflow.WRAP else 'fixed'}_{mode}", parameter_block(cast, bits)
     assert isinstance(fmt, FloatingPoint)
     native = cast.overflow is Overflow.NATIVE and fmt.infinities
     if _same_exponents(fmt, bits) and (native or (cast.overflow is Overflow.SATURATE and fmt.infinities)):
         if fmt.mantissa_bits == (23 if bits == 32 else 52):
             if not native or mode in (RoundingMode.NEAREST_AWAY, RoundingMode.STOCHASTIC):
                 raise UnsupportedError(f"matmul: {cast} has no vector kernel")
-            return "none", _block(cast, bits)
-        return f"bits_{mode}" + ("" if native else "+saturate"), _block(cast, bits)
+            return "none", parameter_block(cast, bits)
+        return f"bits_{mode}" + ("" if native else "+saturate"), parameter_block(cast, bits)
     if bits == 64 and not (fmt.emin > -900 and fmt.emax < 900):
         raise UnsupportedError(f"matmul: {cast} has no vector kernel")
     suffix = "" if fmt.negative_zero else "+unsigned"
-    return f"scaled_{mode}{suffix}", _block(cast, bits)
+    return f"scaled_{mode}{suffix}", parameter_block(cast, bits)
 
 
 def _same_exponents(fmt: FloatingPoint, bits: int) -> bool:
@@ -297,12 +297,17 @@ def _same_exponents(fmt: FloatingPoint, bits: int) -> bool:
     return fmt.emin == emin and fmt.emax == emax and fmt.infinities and fmt.negative_zero
 
 
+def rule_for(cast: Cast, bits: int) -> str:
+    """Return the general rounding rule of a cast (see `Step.round`)."""
+    return _general(cast, bits)[0]
+
+
 def _empty(bits: int) -> np.ndarray:
     return np.zeros(BLOCK, np.float32 if bits == 32 else np.float64)
 
 
 @lru_cache(maxsize=1024)
-def _block(cast: Cast, bits: int) -> np.ndarray:
+def parameter_block(cast: Cast, bits: int) -> np.ndarray:
     """Return the parameter block of a cast for lanes of `bits` (see `matmul_steps.NUMBERS` and `WHOLES`)."""
     fmt, rounding = cast.format, cast.rounding
     kind, whole_kind = (np.float32, np.int32) if bits == 32 else (np.float64, np.int64)

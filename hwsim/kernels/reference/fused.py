@@ -6,9 +6,10 @@ the output format. Products are not normalized before they are aligned (an expon
 a subnormal factor keeps its format's smallest exponent. Longer sums chain steps, k ascending.
 
 Sources: Fasi, Higham, Mikaitis & Pranesh 2021 (PeerJ CS 7:e330); Khattak & Mikaitis 2025 (arXiv 2512.07004);
-checked against vectors read off V100, A100, Ada and H200. Not settled by those vectors, and decided here: a sum beyond
-the output's range is an infinity whatever the rounding of its last bit; a sum of zero is +0; infinities and NaN follow
-IEEE 754 (an infinity times zero, or infinities of both signs, are NaN).
+checked against vectors read off V100, A100, Ada and H200. Not settled by those vectors, and decided here after the
+models of Khattak & Mikaitis and of Xie et al. (MMA-Sim, arXiv 2511.10909): the largest exponent is at least -126, that
+of a float32 zero; a sum beyond the output's range is an infinity whatever the rounding of its last bit; a sum of zero
+is +0; infinities and NaN follow IEEE 754 (an infinity times zero, or infinities of both signs, are NaN).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.kernels.reference.rounding import floor_log2, round_exact
 
 FLOAT32 = FloatingPoint("float32", 8, 23, 127)
+LOWEST_ALIGNMENT = -126
 
 
 def fused_dot(a: list[float], b: list[float], c: float, order: Fused) -> float:
@@ -63,9 +65,7 @@ def fused_step(a: list[float], b: list[float], addend: float, order: Fused) -> f
             terms.append((exponent_of(x, inputs) + exponent_of(y, inputs), Fraction(x) * Fraction(y)))
     if addend:
         terms.append((exponent_of(addend, addend_format(order)), Fraction(addend)))
-    if not terms:
-        return 0.0
-    unit = power_of_two(max(e for e, _ in terms) - order.fraction_bits)
+    unit = power_of_two(max([LOWEST_ALIGNMENT, *(e for e, _ in terms)]) - order.fraction_bits)
     total = sum(math.trunc(value / unit) for _, value in terms) * unit
     if not total:
         return 0.0

@@ -1,8 +1,8 @@
 """The definition of accumulation: one dot product under a `MacSpec`, in fractions, term by term.
 
 A real number travels as a `Fraction` if it is finite and not zero, else as a float (zeros have signs). c is used as
-it is by the orders that add it last (pairwise, exact, fused with addend last); the orders that start from it first
-round it, to nearest even, into the format that holds the sum.
+it is by the orders that add it last (pairwise, exact); the orders that start from it first round it, to nearest even,
+into the format that holds the sum; fused steps take it in the register of their output, float32 or float16.
 
 Random words: the accumulation at original position k of output element i uses ``word(stream, i, k)``; other roundings
 of the same step have streams of their own (`stage_stream`).
@@ -96,7 +96,7 @@ def start_format(mac: MacSpec) -> NumberFormat | None:
         return None
     if isinstance(mac.order, Fused):
         fmt = mac.order.output.format
-        return None if mac.order.addend == "last" or fmt.exponent_bits == 8 else fmt  # type: ignore[union-attr]
+        return None if fmt.exponent_bits >= 8 else fmt  # type: ignore[union-attr]
     return result_cast(mac).format
 
 

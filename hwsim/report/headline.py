@@ -44,55 +44,58 @@ def findings(summary: Summary) -> list[Finding]:
     return found
 
 
-def paragraphs(results: Results) -> list[str]:
-    """The answer, one paragraph for each configuration that is best somewhere; what is missing is said."""
+@dataclass(frozen=True)
+class Said:
+    """One part of the answer: a sentence, and what goes with it machine by machine."""
+
+    text: str
+    points: tuple[str, ...] = ()
+
+
+def answer(results: Results) -> list[Said]:
+    """The answer, one part for each configuration that is best somewhere; what is missing is said."""
     summary = results.summary()
     if not results.configurations:
         return []
     if not any(row.test_accuracy for row in summary.accuracy):
-        return ["Nothing was trained here, so there is no accuracy to weigh the costs against."]
+        return [Said("Nothing was trained here, so there is no accuracy to weigh the costs against.")]
     if not summary.costs:
-        return [_best_accuracy(summary), "No step was simulated, so there are no costs."]
+        return [Said(f"{_best_accuracy(summary)} No step was simulated, so there are no costs.")]
     said = []
     found = findings(summary)
     best = [finding.best for finding in found if finding.best is not None]
     for name in dict.fromkeys(row.configuration.name for row in best):
         accuracy = summary.accuracy_of(name)
         if accuracy is not None:
-            said.append(_paragraph(accuracy, [row for row in best if row.configuration.name == name], summary))
+            points = tuple(_on_machine(row, summary) for row in best if row.configuration.name == name)
+            said.append(Said(_accuracy(accuracy, summary), points))
     without = [finding.accelerator for finding in found if finding.best is None]
     if without and len(summary.accuracy) > 1:
-        said.append(f"On {_listed(without)} no other configuration keeps the accuracy of {summary.baseline}.")
+        said.append(Said(f"On {_listed(without)} no other configuration keeps the accuracy of {summary.baseline}."))
     return said
 
 
-def _paragraph(accuracy: AccuracyRow, rows: Sequence[CostRow], summary: Summary) -> str:
-    name, baseline = accuracy.configuration.name, summary.accuracy_of(summary.baseline or "")
+def _accuracy(accuracy: AccuracyRow, summary: Summary) -> str:
+    baseline = summary.accuracy_of(summary.baseline or "")
     theirs = words.accuracy(baseline.test_accuracy if baseline else None)
     ours = words.accuracy(accuracy.test_accuracy)
-    sentences = [f"{name} {_compared(accuracy, summary.baseline or '')} ({ours} against {theirs}; {_sure(accuracy)})."]
-    whole = [_whole_step(row) for row in rows if row.gain_over_baseline is not None]
-    if whole:
-        sentences.append(f"Against {summary.baseline}, a whole training step takes {_listed(whole)}.")
-    alone = [text for row in rows if (text := _topk_alone(row))]
-    if alone:
-        sentences.append(f"Top-k alone, against the same formats without selection, gains {'; '.join(alone)}.")
+    compared = _compared(accuracy, summary.baseline or "")
+    return f"{accuracy.configuration.name} {compared} ({ours} against {theirs}; {_sure(accuracy)})."
+
+
+def _on_machine(row: CostRow, summary: Summary) -> str:
+    """What the configuration takes on one machine: against the baseline, and what top-k alone gains."""
+    sentences = []
+    whole, target = row.gain_over_baseline, row.gain_to_target
+    if whole is not None:
+        text = f"{row.accelerator}: a training step takes {_parts(whole)} of {summary.baseline}"
+        sentences.append(f"{text}, all steps to the target accuracy {_parts(target)}." if target else f"{text}.")
+    if row.gain_backward is not None and row.gain_step is not None:
+        sentences.append(
+            f"Top-k alone, against the same formats without selection, gains {_gains(row.gain_backward)} on the "
+            f"backward pass and {_gains(row.gain_step)} on the whole step."
+        )
     return " ".join(sentences)
-
-
-def _whole_step(row: CostRow) -> str:
-    gain = row.gain_over_baseline
-    assert gain is not None
-    return f"{_part(gain.cycles)} of the cycles and {_part(gain.energy)} of the energy on {row.accelerator}"
-
-
-def _topk_alone(row: CostRow) -> str:
-    if row.gain_backward is None or row.gain_step is None:
-        return ""
-    return (
-        f"{_gains(row.gain_backward)} on the backward pass and {_gains(row.gain_step)} on the whole step "
-        f"on {row.accelerator}"
-    )
 
 
 def _compared(row: AccuracyRow, baseline: str) -> str:
@@ -115,6 +118,10 @@ def _sure(row: AccuracyRow) -> str:
 def _part(gain: float | None) -> str:
     """A gain turned around, as it reads in a sentence: a gain of 2.5 is "40 %"."""
     return f"{words.number(100 / gain, 0 if gain < 20 else 1)} %" if gain else "an unknown part"
+
+
+def _parts(gain: Gain) -> str:
+    return f"{_part(gain.cycles)} of the cycles and {_part(gain.energy)} of the energy"
 
 
 def _gains(gain: Gain) -> str:

@@ -59,8 +59,10 @@ class _Page:
 
     def _head(self) -> str:
         results = self.results
-        said = headline.paragraphs(results)
-        answer = markup.paragraphs(results.answer) + "".join(f"<p>{escape(paragraph)}</p>" for paragraph in said)
+        answer = markup.paragraphs(results.answer)
+        for part in headline.answer(results):
+            points = "".join(f"<li>{escape(point)}</li>" for point in part.points)
+            answer += f"<p>{escape(part.text)}</p>" + (f"<ul>{points}</ul>" if points else "")
         gaps = "".join(f"<li>{escape(gap)}</li>" for gap in results.gaps())
         if gaps:
             gaps = f'<div class="answer gaps"><p>Missing from the results:</p><ul>{gaps}</ul></div>'

@@ -30,8 +30,8 @@ _MEANINGS = {
     # what the array does
     "busy": "#00805e",
     "dependency": "#8a94a0",
-    "vector": "#6b4fa0",
-    "select": "#a8508a",
+    "vector": "#a8508a",
+    "select": "#6b4fa0",
     "dram": "#c44e00",
     "scratchpad": "#e0a100",
     "fill_drain": "#56b4e9",

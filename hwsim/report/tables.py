@@ -55,16 +55,14 @@ def cards(results: Results) -> list[Card]:
             continue
         machine, gain = finding.accelerator, best.gain_over_baseline
         against = f"{best.configuration.name} against {summary.baseline}"
-        found.append(Card(f"Energy of a step on {machine}", f"{words.ratio(gain.energy)} less", against))
-        found.append(Card(f"Cycles of a step on {machine}", f"{words.ratio(gain.cycles)} fewer", against))
+        found.append(Card(f"Energy of a step on {machine}", words.gain(gain.energy, "less"), against))
+        found.append(Card(f"Cycles of a step on {machine}", words.gain(gain.cycles, "fewer"), against))
         if best.gain_backward is not None and best.gain_step is not None:
             note = (
                 f"in cycles; whole step {words.ratio(best.gain_step.cycles)} ({best.configuration.name}, same formats)"
             )
             found.append(
-                Card(
-                    f"Top-k alone, backward pass on {machine}", f"{words.ratio(best.gain_backward.cycles)} fewer", note
-                )
+                Card(f"Top-k alone, backward pass on {machine}", words.gain(best.gain_backward.cycles, "fewer"), note)
             )
     return found[:6]
 

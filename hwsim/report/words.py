@@ -57,6 +57,13 @@ def ratio(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
 
 
+def gain(value: float | None, better: str) -> str:
+    """Write a gain so that its direction is plain: "2.41× fewer", and "1.20× more" for what is no gain."""
+    if value is None or not isfinite(value) or value <= 0:
+        return UNKNOWN
+    return f"{ratio(value)} {better}" if value >= 1 else f"{ratio(1 / value)} more"
+
+
 def energy_with_unit(value_pj: float | None) -> str:
     """Write an energy given in pJ, in a unit that fits."""
     return _with_unit(_ENERGY, value_pj)

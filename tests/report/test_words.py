@@ -55,6 +55,12 @@ def test_gains(gain, expected):
     assert words.ratio(gain) == expected
 
 
+def test_what_is_no_gain_is_not_written_as_one():
+    assert words.gain(1.25, "fewer") == "1.25× fewer"
+    assert words.gain(0.8, "fewer") == "1.25× more"
+    assert words.gain(None, "less") == "–"
+
+
 def test_accuracy_states_a_spread_only_where_there_is_one():
     assert words.accuracy(Spread.of([0.97, 0.98])) == "97.50 ± 0.71 %"
     assert words.accuracy(Spread.of([0.97])) == "97.00 %"

@@ -103,7 +103,7 @@ def cast_numpy(
 
         cast_into(np.ascontiguousarray(values).reshape(-1), target.reshape(-1), cast, stream)
     if cast.overflow is Overflow.ERROR:
-        check_overflow(values, target, cast)
+        check_overflow(values, target, cast, stream)
     if factor is not None:
         target = (target * factor).astype(target.dtype)
     return target if direct else _deliver(target, out)
@@ -127,7 +127,7 @@ def has_nan(x: np.ndarray) -> bool:
     return bool(np.isnan(np.min(x, initial=np.inf)))
 
 
-def check_overflow(x: np.ndarray, result: np.ndarray, cast: Cast) -> None:
+def check_overflow(x: np.ndarray, result: np.ndarray, cast: Cast, stream: int) -> None:
     """Raise for the first element that rounding took out of range; `result` holds the saturated values.
 
     Raises:
@@ -136,11 +136,8 @@ def check_overflow(x: np.ndarray, result: np.ndarray, cast: Cast) -> None:
     fmt = cast.format
     assert not isinstance(fmt, BlockScaled)
     at_edge = ((result == fmt.largest) & (x > fmt.largest)) | ((result == fmt.lowest) & (x < fmt.lowest))
-    words_matter = cast.rounding.stochastic
-    for value in x[at_edge].ravel():
-        if words_matter and abs(float(value)) < 2 * fmt.largest:
-            continue  # a random carry decided; checked below by the distance to the next value
-        round_exact(float(value), cast)
+    for index in np.flatnonzero(at_edge):
+        round_exact(float(x.reshape(-1)[index]), cast, random_bits.word(stream, int(index)))
 
 
 def broadcast_scale(scale: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -254,7 +254,7 @@ def _word(index, keys):  # type: ignore[no-untyped-def]
 @numba.njit
 def _exact_block(x, out, scales, o, b, i, block, mode, keeps_sign, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block in float64: the way that is right for every input. Blocks run along axis 1."""
-    outer, n, inner = x.shape
+    _, n, inner = x.shape
     first, last = b * block, min((b + 1) * block, n)
     amax = 0.0
     poisoned = False
@@ -287,7 +287,7 @@ def _row_loop(mode: int, keeps_sign: bool, block: int) -> Any:
 
     def row_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
-        outer, n, inner = x.shape
+        outer, n, _ = x.shape
         flat, flat_out = x.reshape(outer, n), out.reshape(outer, n)
         whole = n // block
         for o in range(start, stop):
@@ -324,7 +324,7 @@ def _column_loop(mode: int, keeps_sign: bool, width: int) -> Any:
 
     def column_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys, block):  # type: ignore[no-untyped-def]
         wide_vectors()
-        outer, n, inner = x.shape
+        _, n, inner = x.shape
         amax = np.empty(STRIP, integer)
         exponents = np.empty(STRIP, integer)
         for o in range(start, stop):

@@ -22,6 +22,7 @@ from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.intrinsics import STREAM_ALIGNMENT, store_streaming, wide_vectors
 from hwsim.kernels.numba_cpu.threads import run_slices
+from hwsim.kernels.reference import quantize as reference
 
 STREAMING_BYTES = 4 << 20  # results of this size and more do not stay in a core's own cache
 MAX_FAST_RANDOM_BITS = 24  # float32 work: fraction bits and random word are added in 32-bit integers
@@ -42,6 +43,9 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> No
     Raises:
         UnsupportedError: the format's range is beyond what float64 arithmetic rounds exactly.
     """
+    if isinstance(cast.format, FloatingPoint) and (not cast.format.zero or cast.format.precision == 53):
+        out[...] = _cast_rare(x, cast, stream)
+        return
     way, width = choose_way(cast, x.dtype)
     parameters: Any = (
         rounding.float_parameters(cast, width)
@@ -83,8 +87,6 @@ def choose_way(cast: Cast, dtype: np.dtype) -> tuple[int, int]:
         fits = fmt.bits <= 22 and abs(fmt.fraction_bits) <= 100
         return FIXED, 32 if single and fits else 64
     assert isinstance(fmt, FloatingPoint)
-    if not fmt.zero:
-        raise UnsupportedError(f"{fmt}: the compiled loops need a format with a zero")
     if single and (fmt.emin, fmt.bias, fmt.exponent_bits) == (-126, 127, 8) and fmt.infinities and fmt.negative_zero:
         return ALIGNED, 32
     inverse = 277 + n - (127 + fmt.emin + 23 - fmt.mantissa_bits)  # exponent field of the largest 2**n / step
@@ -94,6 +96,16 @@ def choose_way(cast: Cast, dtype: np.dtype) -> tuple[int, int]:
     if fmt.emax + 54 - fmt.mantissa_bits > 1023 or fmt.smallest_exponent < -1000:
         raise UnsupportedError(f"{fmt}: its range is too wide for the compiled loops; use backend 'reference'")
     return NARROW, 64
+
+
+def _cast_rare(x: np.ndarray, cast: Cast, stream: int) -> np.ndarray:
+    """Cast into float64 (nothing to round) or into a format without zero (a scale format, never a large array)."""
+    fmt = cast.format
+    assert isinstance(fmt, FloatingPoint)
+    if fmt.zero:
+        limit = np.inf if cast.overflow is Overflow.NATIVE else fmt.largest
+        return np.where(np.isnan(x), np.nan, np.clip(x.astype(np.float64), -limit, limit))
+    return reference.cast_array(x, cast, stream)
 
 
 @cache

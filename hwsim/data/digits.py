@@ -20,6 +20,6 @@ def load_digits() -> Dataset:
     inputs = (np.asarray(pixels) / 16).astype(np.float32)
     targets = np.asarray(labels).astype(np.int64)
     place = np.arange(len(targets)) % 6
-    splits = [Split(inputs[chosen], targets[chosen]) for chosen in (place < 4, place == 4, place == 5)]
+    train, dev, test = (Split(inputs[chosen], targets[chosen]) for chosen in (place < 4, place == 4, place == 5))
     digest = hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest()
-    return Dataset("digits", *splits, classes=tuple("0123456789"), sha256=digest)
+    return Dataset("digits", train, dev, test, tuple("0123456789"), digest)

@@ -22,7 +22,7 @@ from functools import cache
 
 from hwsim.arithmetic.mac import MacSpec, parse_mac
 from hwsim.arithmetic.named import parse_format
-from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
+from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
 
@@ -200,7 +200,7 @@ class PrecisionPlan:
         GEMMs read inputs and weights in `forward`, gradients in `backward` (default: as forward) and sum in
         `accumulator` by `order`. What leaves a GEMM stays in the accumulator's format (`stored` says otherwise)
         until a GEMM reads it again. Weights and optimizer states are float32 unless given. `rounding` and `overflow`
-        hold for the casts of operands, and `overflow` for the accumulator too.
+        hold for the casts of operands; `overflow` holds for a fixed-point accumulator too.
 
         >>> str(PrecisionPlan.uniform(forward="float8_e4m3fn", backward="float8_e5m2", accumulator="bfloat16"))
         'float8_e4m3fn/float8_e5m2 accumulated in bfloat16'
@@ -208,8 +208,9 @@ class PrecisionPlan:
         forward, accumulator = parse_format(forward), parse_format(accumulator)
         backward = forward if backward is None else parse_format(backward)
         resting = parse_format(stored) if stored is not None else travels_as_float32(accumulator)
-        mac = MacSpec(accumulator=accumulator, overflow=overflow, order=order)
-        at_rest = Cast(resting, overflow="native" if is_float32(resting) else overflow)
+        sums_overflow = overflow if isinstance(accumulator, FixedPoint) else "native"
+        mac = MacSpec(accumulator=accumulator, overflow=sums_overflow, order=order)
+        at_rest = Cast(resting, overflow=overflow if isinstance(resting, FixedPoint) else "native")
 
         def operand(number: NumberFormat) -> Cast:
             return Cast(number, rounding=rounding, overflow=overflow)

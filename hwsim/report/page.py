@@ -20,6 +20,8 @@ from hwsim.report.palette import Palette
 from hwsim.results import Results, write_atomically
 from hwsim.section import Figure, Section
 
+_MOST_NOTES = 4  # at the head of the page
+
 
 def write_page(results: Results, out_dir: Path | str) -> Path:
     """Write ``index.html`` into `out_dir` (whole or not at all) and return its path.
@@ -69,7 +71,15 @@ class _Page:
         kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
         answer = f'<div class="answer">{answer}</div>' if answer else ""
         title = escape(results.question or results.name)
-        return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{self._cards()}'
+        return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{self._cards()}{self._notes()}'
+
+    def _notes(self) -> str:
+        """What the simulator wants said stands at the head, the longer part of it with the assumptions."""
+        said = tables.notes(self.results)
+        items = "".join(f"<li>{escape(note)}</li>" for note in said[:_MOST_NOTES])
+        if len(said) > _MOST_NOTES:
+            items += f'<li><a href="#assumptions">{len(said) - _MOST_NOTES} more</a></li>'
+        return f'<div class="answer notes"><p>To keep in mind:</p><ul>{items}</ul></div>' if said else ""
 
     def _cards(self) -> str:
         cards = [
@@ -201,8 +211,9 @@ class _Page:
 
     def _assumptions(self) -> str:
         results = self.results
-        notes = "".join(f"<li>{escape(note)}</li>" for note in tables.notes(results))
-        content = f"<h3>To keep in mind</h3><ul>{notes}</ul>" if notes else ""
+        said = tables.notes(results)
+        notes = "".join(f"<li>{escape(note)}</li>" for note in said)
+        content = f"<h3>To keep in mind</h3><ul>{notes}</ul>" if len(said) > _MOST_NOTES else ""
         for table in tables.assumptions(results):
             body = markup.table(table, caption=False)
             content += f"<details><summary>{escape(table.title)}</summary>{body}</details>"

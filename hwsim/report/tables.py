@@ -291,7 +291,9 @@ def assumptions(results: Results) -> list[Table]:
 def origin(results: Results) -> list[tuple[str, str]]:
     """Facts about how the results came about, as name and value; unknown ones are left out."""
     made = results.provenance
-    orders = {f"{record.accelerator}: {record.order}" for record in results.simulations if record.order}
+    orders: dict[str, dict[str, None]] = {}
+    for record in results.simulations:
+        orders.setdefault(record.accelerator, {}).update(dict.fromkeys(_orders(record.order)))
     engines = {record.engine for record in results.simulations if record.engine}
     facts = [
         ("hwsim", f"{made.hwsim}, {made.code}"),
@@ -302,10 +304,22 @@ def origin(results: Results) -> list[tuple[str, str]]:
         ("data", ", ".join(f"{name} (sha256 {digest})" for name, digest in made.data.items())),
         ("seeds", ", ".join(map(str, sorted({trial.seed for trial in results.trials})))),
         ("simulation engine", ", ".join(sorted(engines))),
-        ("accumulation order", "; ".join(sorted(orders))),
+        ("accumulation order", "; ".join(f"{name}: {', '.join(found)}" for name, found in orders.items() if found)),
         ("notes", " ".join(made.notes)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _orders(text: str) -> list[str]:
+    """Split "sequential, chunked(16, float32)" at the commas outside of parentheses."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _mean_of(values: Iterable[float | None]) -> float | None:

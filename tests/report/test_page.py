@@ -182,6 +182,22 @@ def test_what_is_missing_is_said_and_not_made_up(build):
     assert "How these numbers came about" in visible(draw_page(empty))
 
 
+def test_what_the_simulator_wants_said_stands_at_the_head(drawn, build, sample):
+    head = visible(drawn.partition("<nav")[0])
+    assert "To keep in mind: fc1.output: the plan sums sequentially, this machine in chunks of 32." in head
+    noisy = sample.simulations[0].model_copy(update={"notes": tuple(f"note {i}." for i in range(9))})
+    text = draw_page(build(simulations=[noisy]))
+    assert "5 more" in visible(text.partition("<nav")[0])
+    assert all(f"note {i}." in visible(text.partition("<nav")[2]) for i in range(9))
+
+
+def test_orders_of_accumulation_are_named_once_for_each_machine(sample):
+    both = sample.simulations[0].model_copy(update={"order": "chunked(32, float32), sequential", "work": "ideal"})
+    results = sample.model_copy(update={"simulations": (*sample.simulations, both)})
+    orders = dict(tables.origin(results))["accumulation order"]
+    assert orders == "systolic_32x32: chunked(32), chunked(32, float32), sequential; edge_trainer: chunked(32)"
+
+
 def test_text_from_users_stays_text(build, section):
     results = build(configurations=("dense", "topk k=40"))
     renamed = json.loads(json.dumps(results.model_dump(mode="json")).replace("topk k=40", json.dumps(HOSTILE)[1:-1]))

@@ -48,6 +48,7 @@ class Tiled(Sourced):
     granule: m, n, k to which the ragged edge of a cooperative tile is padded; other machines compute whole tiles.
     step_floor_ns: latency that a step cannot beat however little it computes.
     step_overhead_ns: time that each step but the last adds.
+    reduction_ns: start of the second program that adds the parts of a split reduction.
     output_overlap: results leave while the next tile is computed.
     cache_share: share of the outermost memory that can hold one operand for reuse by later waves.
     k_contiguous_efficiency: share of the DRAM rate that remains when an operand is contiguous along k, so that a tile
@@ -64,6 +65,7 @@ class Tiled(Sourced):
     granule: tuple[Count, Count, Count] = (1, 1, 1)
     step_floor_ns: NonNegative = 0
     step_overhead_ns: NonNegative = 0
+    reduction_ns: NonNegative = 0
     output_overlap: bool = True
     cache_share: Share = 0.5
     k_contiguous_efficiency: Share = 1.0

@@ -203,6 +203,7 @@ def _candidates(work: TiledWork, machine: Accelerator, tiled: Tiled) -> TiledPla
     per_cycle = float(machine.dram_bytes_per_cycle)
     written = work.c_bytes / per_cycle
     tail = 2 * sums_bytes / per_cycle + (0.0 if tiled.output_overlap else written)
+    tail = tail + np.where(split > 1, tiled.reduction_ns * ghz, 0.0)
     load = (read[0] / per_cycle + (written if tiled.output_overlap else 0.0)) / stages
     overhead = tiled.step_overhead_ns * ghz
     cycles = load + (stages - 1) * np.maximum(load, compute + overhead) + compute + tail

@@ -294,13 +294,12 @@ def roofline(results: Results, machine: Machine) -> Figure | None:
     """Each GEMM of the step under the machine's roofs: MACs per cycle over MACs per byte of DRAM traffic."""
     series = []
     drawn: list[SimulatedOp] = []
+    on_chip = 0
     for configuration in results.configurations:
-        ops = [
-            op
-            for record in _first(results.simulations, configuration.name, machine.name)
-            for op in record.ops
-            if op.gemm and op.macs and op.cycles and op.bytes.get("dram")
-        ]
+        first = _first(results.simulations, configuration.name, machine.name)
+        gemms = [op for record in first for op in record.ops if op.gemm and op.macs and op.cycles]
+        ops = [op for op in gemms if op.bytes.get("dram")]
+        on_chip += len(gemms) - len(ops)
         drawn += ops
         for gemm, marker in _MARKER_OF_GEMM.items():
             of_gemm = [op for op in ops if op.gemm == gemm]
@@ -327,6 +326,7 @@ def roofline(results: Results, machine: Machine) -> Figure | None:
             "Circle: output, triangle: grad_input, square: grad_weight. A point on the slope waits for memory, one "
             "under the flat part for something else: filling, draining, short operands. "
             + ("" if roofs else "The machine's roofs are not recorded. ")
+            + (f"Left out: {words.plural(on_chip, 'GEMM')} without any DRAM traffic." if on_chip else "")
         ),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from hwsim.report import words
 from hwsim.report.drawing import Key
 from hwsim.section import Cell, Column, Table
 
+_SHORT = 18  # characters
 _GOOD = ("confirmed", "passed")
 _BAD = ("not confirmed", "failed")
 
@@ -45,16 +46,18 @@ def cell(value: Cell, column: Column) -> str:
 def table(content: Table, *, caption: bool = True, emphasize: Iterable[int] = ()) -> str:
     """A table that scrolls sideways on a narrow screen; rows of `emphasize` are set in bold."""
     strong = set(emphasize)
+    looks = [_look(column, [row[place] for row in content.rows]) for place, column in enumerate(content.columns)]
     heads = "".join(
-        f'<th scope="col"{_align(column)}>{escape(column.name)}{_unit(column)}</th>' for column in content.columns
+        f'<th scope="col"{look}>{escape(column.name)}{_unit(column)}</th>'
+        for column, look in zip(content.columns, looks, strict=True)
     )
     rows = []
     for index, row in enumerate(content.rows):
         cells = [
-            f'<th scope="row"{_align(column)}>{cell(value, column)}</th>'
+            f'<th scope="row"{look}>{cell(value, column)}</th>'
             if place == 0
-            else f"<td{_align(column)}>{cell(value, column)}</td>"
-            for place, (value, column) in enumerate(zip(row, content.columns, strict=True))
+            else f"<td{look}>{cell(value, column)}</td>"
+            for place, (value, column, look) in enumerate(zip(row, content.columns, looks, strict=True))
         ]
         rows.append(f"<tr{' class=strong' if index in strong else ''}>{''.join(cells)}</tr>")
     title = f"<caption>{escape(content.title)}</caption>" if caption and content.title else ""
@@ -98,8 +101,11 @@ def _swatch(key: Key) -> str:
     return f'<svg viewBox="0 0 18 14" width="18" height="14" aria-hidden="true">{drawing}</svg>'
 
 
-def _align(column: Column) -> str:
-    return ' class="num"' if column.kind in ("number", "percent", "ratio") else ""
+def _look(column: Column, values: Sequence[Cell]) -> str:
+    """Numbers stand on the right; a column of short texts is not broken into lines."""
+    if column.kind in ("number", "percent", "ratio"):
+        return ' class="num"'
+    return ' class="short"' if all(len(str(value)) <= _SHORT for value in values) else ""
 
 
 def _unit(column: Column) -> str:

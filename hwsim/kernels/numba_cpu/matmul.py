@@ -7,16 +7,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwsim.arithmetic.mac import Chunked, Fused, MacSpec
+from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
 from hwsim.arithmetic.number import FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
-from hwsim.kernels.numba_cpu import fused
+from hwsim.kernels.casts import cast_numpy
+from hwsim.kernels.numba_cpu import fused, matmul_exact, matmul_terms
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
-from hwsim.kernels.numba_cpu.matmul_plan import NOTHING, Facts, Plan, facts_of_format, plan
+from hwsim.kernels.numba_cpu.matmul_plan import (
+    NOTHING,
+    Facts,
+    Plan,
+    check_specials,
+    facts_of_format,
+    general_recipe,
+    plan,
+)
 from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import pool, threads
 from hwsim.kernels.reference.matmul import Stage, result_cast, stage_stream
@@ -88,9 +97,48 @@ def multiply(
     start_facts, negative_zero = NOTHING, False
     if start is not None:
         start_facts, negative_zero = facts_of_start(start)
+    if isinstance(mac.order, Exact):
+        _exact(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, indices)
+        _finish(out, mac, start, bias, k, stream, indices)
+        return
+    if isinstance(mac.order, Pairwise) or isinstance(mac.product, ProductTable):
+        _by_terms(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, k_positions, indices)
+        _finish(out, mac, start, bias, k, stream, indices)
+        return
     chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
     run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
     _finish(out, mac, start, bias, k, stream, indices)
+
+
+def _exact(
+    a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
+    known: tuple[Facts, Facts, Facts], stream: int, indices: np.ndarray | None,
+) -> None:  # fmt: skip
+    if mac.product != "exact":
+        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
+    if mac.rounding.stochastic and indices is not None:
+        raise UnsupportedError("matmul: order exact with stochastic rounding runs on whole matrices only")
+    general_recipe(mac.cast)  # raises where the format is too wide
+    sums = matmul_exact.exact_sums(a, b, mac, start, known)
+    cast_numpy(sums, mac.cast, stream, None, out, -1, "numba")
+
+
+def _by_terms(
+    a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
+    known: tuple[Facts, Facts, Facts], stream: int, k_positions: np.ndarray | None, indices: np.ndarray | None,
+) -> None:  # fmt: skip
+    if known[0].wide or known[1].wide:
+        raise UnsupportedError(f"matmul: {mac} of float64 operands has no vector kernel")
+    for cast in (mac.cast, result_cast(mac), mac.product):
+        if isinstance(cast, Cast):
+            check_specials(cast, any(f.special for f in known))
+    (m, k), n = a.shape, b.shape[1]
+    keys = keys_of(stream, np.arange(k) if k_positions is None else k_positions)
+    chunks = -(-k // mac.order.size) if isinstance(mac.order, Chunked) else 1
+    index = np.arange(m, dtype=np.int64) * n if indices is None else indices
+    outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(chunks))
+    keys = keys if keys.size else _BLANK
+    matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys if chunks else _BLANK, index)
 
 
 def _finish(

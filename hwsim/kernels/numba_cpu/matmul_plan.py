@@ -90,12 +90,12 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     if not isinstance(mac.order, Sequential | Chunked | Kahan):
         raise UnsupportedError(f"matmul: order {mac.order} has no vector kernel")
     cast = mac.cast
-    _check_specials(cast, a.special or b.special or start.special)
+    check_specials(cast, a.special or b.special or start.special)
     term = Facts(a.precision + b.precision, a.lsb + b.lsb, a.top + b.top, a.special or b.special, a.wide or b.wide)
     order = "kahan" if isinstance(mac.order, Kahan) else "sequential"
     product_rule, product_block = "none", None
     if isinstance(product, Cast):
-        _check_specials(product, term.special)
+        check_specials(product, term.special)
         if product.rounding.stochastic:
             raise UnsupportedError("matmul: a stochastic product has no vector kernel")
         product_rule, product_block, product_bits, term = _product(product, term)
@@ -109,17 +109,16 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     if cast.rounding.stochastic and order == "kahan":
         raise UnsupportedError("matmul: stochastic Kahan sums have no vector kernel")
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
-    blocks = np.concatenate([parameter_block(cast, bits), product_block if product_block is not None else _empty(bits)])
+    blocks = np.concatenate([parameter_block(cast, bits), product_block if product_block is not None else empty_block(bits)])
     if not isinstance(mac.order, Chunked):
-        return Plan(recipe, _MODES[SUMS[sums]], blocks)
+        return Plan(recipe, processor_mode(recipe), blocks)
     outer_cast = mac.order.outer or cast
-    _check_specials(outer_cast, term.special or start.special)
-    outer_sums, outer_rule = _general_sum(outer_cast, 64)
-    outer = Recipe(64, outer_sums, outer_rule)
-    return Plan(recipe, _MODES[SUMS[sums]], blocks, outer, _MODES[SUMS[outer_sums]], parameter_block(outer_cast, 64))
+    check_specials(outer_cast, term.special or start.special)
+    outer = general_recipe(outer_cast)
+    return Plan(recipe, processor_mode(recipe), blocks, outer, processor_mode(outer), parameter_block(outer_cast, 64))
 
 
-def _check_specials(cast: Cast, special: bool) -> None:
+def check_specials(cast: Cast, special: bool) -> None:
     """Infinities and NaN stay in the vector kernels only where the format answers them without an error."""
     fmt = cast.format
     quiet = isinstance(fmt, FloatingPoint) and fmt.has_nan and cast.overflow is not Overflow.ERROR
@@ -297,12 +296,23 @@ def _same_exponents(fmt: FloatingPoint, bits: int) -> bool:
     return fmt.emin == emin and fmt.emax == emax and fmt.infinities and fmt.negative_zero
 
 
+def general_recipe(cast: Cast) -> Recipe:
+    """Return the float64 recipe that adds any two numbers and rounds by `cast`, with no proof needed."""
+    return Recipe(64, *_general_sum(cast, 64))
+
+
+def processor_mode(recipe: Recipe) -> int:
+    """Return the `fesetround` number under which a recipe runs."""
+    return _MODES[SUMS[recipe.sums]]
+
+
 def rule_for(cast: Cast, bits: int) -> str:
     """Return the general rounding rule of a cast (see `Step.round`)."""
     return _general(cast, bits)[0]
 
 
-def _empty(bits: int) -> np.ndarray:
+def empty_block(bits: int) -> np.ndarray:
+    """Return a block of zeros, for a rounding that reads no parameters."""
     return np.zeros(BLOCK, np.float32 if bits == 32 else np.float64)
 
 

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from hwsim.arithmetic import codec
+from hwsim.arithmetic.codec import encode_value
 from hwsim.arithmetic.mac import Chunked, Exact, Fused, Kahan, MacSpec, Pairwise, ProductTable, Sequential
 from hwsim.arithmetic.number import NumberFormat, carrier_of
 from hwsim.arithmetic.rounding import RoundingMode
@@ -208,7 +208,7 @@ class Dot:
         total: Real = real(start) if has_start else 0.0
         for product in products:
             total = plus(total, product, down)
-        return round_exact(total, self.mac.cast, self._drawn(self.mac.cast, Stage.ACCUMULATE, 0))
+        return round_exact(total, self.mac.cast, word(self.stream, self.index))  # one rounding: counter 0
 
 
 def real(value: float) -> Real:
@@ -245,6 +245,6 @@ def plus(x: Real, y: Real, down: bool) -> Real:
 
 def table_entry(table: ProductTable, x: float, y: float) -> float:
     """Return the product that a table holds for two operand values."""
-    row, column = codec.encode(x, table.left), codec.encode(y, table.right)
+    row, column = encode_value(table.left, x), encode_value(table.right, y)
     place = 8 * ((row << table.right.bits) + column)
     return float(np.frombuffer(table.values[place : place + 8], "<f8")[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -56,15 +56,11 @@ def simulate(
         UnsupportedError: the machine cannot multiply these formats.
     """
     _check_choice("engine", engine, ("fast", "events"))
-    _check_choice("sparsity", sparsity, SPARSITIES)
-    _check_choice("objective", objective, ("cycles", "energy", "edp"))
-    source = workload.dense() if sparsity in ("dense", "zeros") else workload
+    source = _used(workload, sparsity)
     prices = Prices(accelerator)
-    mapper = Mapper(accelerator, _search_prices(prices, accelerator, objective))
     pin = _Pins(mapping)
-    steps = []
-    for index in range(len(source.recorded_steps)):
-        scheduled = schedule(source, accelerator, index, sparsity, mapper, pin)
+    steps: list[StepResult] = []
+    for scheduled in _plan(source, accelerator, sparsity, objective, pin, prices):
         steps.append(_run(scheduled, accelerator, prices, engine))
         if not source.selections and not _densities_matter(source, accelerator, sparsity):
             steps = [StepResult(n, steps[0].ops, steps[0].peak_memory_bytes) for n in source.recorded_steps]
@@ -129,10 +125,35 @@ def accumulation_orders(
     workload: Workload, accelerator: Accelerator, *, objective: Objective = "cycles", mapping: Pins = None
 ) -> dict[str, str]:
     """The order in which this machine accumulates each GEMM, by op id: what `order: accelerator` stands for."""
-    prices = Prices(accelerator)
-    mapper = Mapper(accelerator, _search_prices(prices, accelerator, objective))
-    step = schedule(workload, accelerator, 0, "real", mapper, _Pins(mapping))
+    step = next(plan_steps(workload, accelerator, objective=objective, mapping=mapping))
     return {task.op.id: task.order for task in step.tasks if task.order}
+
+
+def plan_steps(
+    workload: Workload,
+    accelerator: Accelerator,
+    *,
+    sparsity: Sparsity = "real",
+    objective: Objective = "cycles",
+    mapping: Pins = None,
+) -> Iterator[Step]:
+    """The recorded steps as the jobs that the machine would execute, without executing them."""
+    source = _used(workload, sparsity)
+    return _plan(source, accelerator, sparsity, objective, _Pins(mapping), Prices(accelerator))
+
+
+def _used(workload: Workload, sparsity: Sparsity) -> Workload:
+    _check_choice("sparsity", sparsity, SPARSITIES)
+    return workload.dense() if sparsity in ("dense", "zeros") else workload
+
+
+def _plan(
+    workload: Workload, machine: Accelerator, sparsity: Sparsity, objective: Objective, pin: _Pins, prices: Prices
+) -> Iterator[Step]:
+    _check_choice("objective", objective, ("cycles", "energy", "edp"))
+    mapper = Mapper(machine, _search_prices(prices, machine, objective))
+    for index in range(len(workload.recorded_steps)):
+        yield schedule(workload, machine, index, sparsity, mapper, pin)
 
 
 # ---- running a step
@@ -199,6 +220,8 @@ def _op_result(
         launch_us=launch_us,
         mapping=task.mapping,
         order=task.order,
+        alone_cycles=task.alone_ticks / TICKS_PER_CYCLE,
+        bound_cycles=task.bound_ticks / TICKS_PER_CYCLE,
     )
 
 

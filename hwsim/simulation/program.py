@@ -136,6 +136,16 @@ def split_first(nodes: Nodes) -> tuple[Pass, Nodes]:
     return first, (*rest, *again, *tail)
 
 
+def split_last(nodes: Nodes) -> tuple[Nodes, Pass]:
+    """All passes but the last, and the last."""
+    *head, tail = nodes
+    if isinstance(tail, Pass):
+        return tuple(head), tail
+    rest, last = split_last(tail.body)
+    before: Nodes = (Repeat(tail.turns - 1, tail.body),) if tail.turns > 1 else ()
+    return (*head, *before, *rest), last
+
+
 def repeat(turns: int, body: Nodes) -> Nodes:
     """The body, `turns` times, without needless nesting."""
     if turns <= 0 or not body:

@@ -14,10 +14,10 @@ begins. Those repeat from one turn to the next after the first few, and from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hwsim.simulation.program import Job, Nodes, Pass, Repeat, count_passes, split_first
+from hwsim.simulation.program import Job, Nodes, Pass, Repeat, count_passes, split_first, split_last
 
 Vector = tuple[int, ...]
 Matrix = tuple[Vector, ...]
@@ -35,83 +35,136 @@ class JobTimes(NamedTuple):
     done: int
 
 
-def run(jobs: Sequence[Job], buffers: int, latency: int) -> list[JobTimes]:
-    """Times of every job, executed in order on an idle machine. Times in ticks; see the module's rules."""
-    port = 0
-    ends: Vector = (0,) * buffers  # newest first
-    pending: Vector = (0,) * buffers  # stores of the last passes, oldest first
-    readies: list[int] = []
-    last: list[int] = []
-    done: list[int] = []
+# Called with (job index, what, start tick, end tick); what is "load", "store", "compute" or "steady N" for N passes
+# that were not walked one by one.
+Log = Callable[[int, str, int, int], None]
 
-    for job in jobs:
+
+def run(jobs: Sequence[Job], buffers: int, latency: int, log: Log | None = None, edge: int = 4) -> list[JobTimes]:
+    """Times of every job, executed in order on an idle machine. Times in ticks; see the module's rules.
+
+    With a `log`, the first and last `edge` passes of each job are logged one by one, those between as one stretch.
+    """
+    machine = _Machine(buffers, latency, log)
+    readies: list[int] = []
+    ends: list[int] = []
+    done: list[int] = []
+    for index, job in enumerate(jobs):
+        arrival = machine.port  # the port comes to this job when it is done with those before
         first, rest = split_first(job.nodes)
-        arrival = port  # the port comes to this job when it is done with those before
+        machine.job = index
         if job.early:
-            port = max(port, ends[-1]) + job.early
-            arrival = port + latency
-        port, stored = _flush(port, ends, pending)
-        if readies:
-            done.append(max(ends[0], *stored))
+            arrival = machine.load(job.early) + latency
+        stored = machine.flush()
+        if index:
+            done.append(max(machine.ends[0], *stored))
         ready = max((done[need] for need in job.needs), default=0)
         if first.load > job.early:
-            port = max(port, ends[-1], ready) + first.load - job.early
-            arrival = port + latency
-        end = max(ends[0], arrival, ready, stored[0]) + first.compute
-        ends = (end, *ends[:-1])
-        pending = (*((0,) * (buffers - 1)), first.store)
+            arrival = machine.load(first.load - job.early, ready) + latency
+        machine.compute(first, max(arrival, ready, stored[0]))
         for _ in stored[1:]:  # the port comes to these passes once the stores of the job before are done
             if rest:
                 work, rest = split_first(rest)
-                port, ends = _step(work, port, ends, 0, latency, max(stored))
-                pending = (*pending[1:], work.store)
-        port, ends, pending = _advance(rest, port, ends, pending, latency)
+                machine.step(work, max(stored))
+        machine.advance(rest, edge)
         readies.append(ready)
-        last.append(ends[0])
+        ends.append(machine.ends[0])
     if jobs:
-        done.append(max(ends[0], *_flush(port, ends, pending)[1]))
-    return [JobTimes(*times) for times in zip(readies, last, done, strict=True)]
+        done.append(max(machine.ends[0], *machine.flush()))
+    return [JobTimes(*times) for times in zip(readies, ends, done, strict=True)]
 
 
-def _flush(port: int, ends: Vector, pending: Vector) -> tuple[int, list[int]]:
-    """Store what is pending, oldest first: when the port is free, and when each of the output buffers is."""
-    stored = []
-    for end, store in zip(reversed(ends), pending, strict=True):
+class _Machine:
+    """The state of the recurrence, and what a pass does to it."""
+
+    def __init__(self, buffers: int, latency: int, log: Log | None) -> None:
+        self.port = 0
+        self.ends: Vector = (0,) * buffers  # of the last computations, newest first
+        self.pending: Vector = (0,) * buffers  # ticks of the stores of the last passes, oldest first
+        self.pending_job = [0] * buffers  # the jobs they belong to, for the log
+        self.latency = latency
+        self.log = log
+        self.job = 0
+
+    def load(self, ticks: int, ready: int = NEVER) -> int:
+        """Hold the port for a load, once a buffer is free and the data exist; when it ends."""
+        start = max(self.port, self.ends[-1], ready)
+        self.port = start + ticks
+        if self.log:
+            self.log(self.job, "load", start, self.port)
+        return self.port
+
+    def compute(self, work: Pass, start: int) -> None:
+        """Compute from `start` or when the last computation has ended; the pass's store is then pending."""
+        start = max(start, self.ends[0])
+        self.ends = (start + work.compute, *self.ends[:-1])
+        self.pending = (*self.pending[1:], work.store)
+        if self.log:
+            self.log(self.job, "compute", start, self.ends[0])
+            self.pending_job = [*self.pending_job[1:], self.job]
+
+    def step(self, work: Pass, output_free: int = NEVER) -> None:
+        """One pass: its load, the store of the pass B before it, its computation."""
+        start = output_free
+        if work.load:
+            start = max(start, self.load(work.load) + self.latency)
+        store = self.pending[0]
         if store:
-            port = max(port, end) + store
-        stored.append(port if store else 0)
-    return port, stored
+            start = max(start, self.store(self.ends[-1], store, 0))
+        self.compute(work, start)
 
+    def store(self, computed: int, ticks: int, position: int) -> int:
+        """Hold the port for a store of what was computed; when it ends."""
+        begin = max(self.port, computed)
+        self.port = begin + ticks
+        if self.log:
+            self.log(self.pending_job[position], "store", begin, self.port)
+        return self.port
 
-def _step(
-    work: Pass, port: int, ends: Vector, store: int, latency: int, output_free: int = NEVER
-) -> tuple[int, Vector]:
-    """One pass: its load, the store of the pass B before it, its computation."""
-    oldest = ends[-1]
-    start = max(ends[0], output_free)
-    if work.load:
-        port = (port if port > oldest else oldest) + work.load
-        start = max(start, port + latency)
-    if store:
-        port = (port if port > oldest else oldest) + store
-        start = max(start, port)
-    return port, (start + work.compute, *ends[:-1])
+    def flush(self) -> list[int]:
+        """Store what is pending, oldest first: when each output buffer is free."""
+        computed = reversed(self.ends)
+        stored = [
+            self.store(end, ticks, position) if ticks else 0
+            for position, (end, ticks) in enumerate(zip(computed, self.pending, strict=True))
+        ]
+        self.pending = (0,) * len(self.pending)
+        return stored
 
+    def advance(self, nodes: Nodes, edge: int) -> None:
+        """All passes of these nodes."""
+        if not self.log:
+            self._advance(nodes, {})
+            return
+        for _ in range(edge):
+            if nodes:
+                work, nodes = split_first(nodes)
+                self.step(work)
+        last: list[Pass] = []
+        while nodes and len(last) < edge:
+            nodes, work = split_last(nodes)
+            last.append(work)
+        if nodes:
+            began, count = self.ends[0], count_passes(nodes)
+            log, self.log = self.log, None
+            self._advance(nodes, {})
+            self.log = log
+            self.pending_job = [self.job] * len(self.pending)
+            self.log(self.job, f"steady {count}", began, self.ends[0])
+        for work in reversed(last):
+            self.step(work)
 
-def _advance(nodes: Nodes, port: int, ends: Vector, pending: Vector, latency: int) -> tuple[int, Vector, Vector]:
-    memo: Memo = {}
-    for node in nodes:
-        if isinstance(node, Pass):
-            port, ends = _step(node, port, ends, pending[0], latency)
-            pending = (*pending[1:], node.store)
-        elif node.turns * count_passes(node.body) <= WALK_AT_MOST:
-            for _ in range(node.turns):
-                port, ends, pending = _advance(node.body, port, ends, pending, latency)
-        else:
-            matrix, pending = _loop_matrix(node, pending, latency, memo)
-            port, *latest = apply(matrix, (port, *ends))
-            ends = tuple(latest)
-    return port, ends, pending
+    def _advance(self, nodes: Nodes, memo: Memo) -> None:
+        for node in nodes:
+            if isinstance(node, Pass):
+                self.step(node)
+            elif node.turns * count_passes(node.body) <= WALK_AT_MOST:
+                for _ in range(node.turns):
+                    self._advance(node.body, memo)
+            else:
+                matrix, self.pending = _loop_matrix(node, self.pending, self.latency, memo)
+                self.port, *ends = apply(matrix, (self.port, *self.ends))
+                self.ends = tuple(ends)
 
 
 def _loop_matrix(node: Repeat, pending: Vector, latency: int, memo: Memo) -> tuple[Matrix, Vector]:
@@ -144,12 +197,15 @@ def _body_matrix(body: Nodes, pending: Vector, latency: int, memo: Memo) -> tupl
 
 
 def _pass_matrix(work: Pass, store: int, buffers: int, latency: int) -> Matrix:
-    """`_step` as a matrix: its column j is the step's answer to a state that is 0 at j and minus infinity elsewhere."""
+    """A step as a matrix: its column j is the step's answer to a state that is 0 at j and minus infinity elsewhere."""
     columns = []
     for j in range(buffers + 1):
+        machine = _Machine(buffers, latency, None)
         state = tuple(0 if i == j else NEVER for i in range(buffers + 1))
-        port, ends = _step(work, state[0], state[1:], store, latency)
-        columns.append((port, *ends))
+        machine.port, machine.ends = state[0], state[1:]
+        machine.pending = (store, *machine.pending[1:])
+        machine.step(work)
+        columns.append((machine.port, *machine.ends))
     return tuple(zip(*columns, strict=True))
 
 

@@ -64,6 +64,8 @@ class OpResult:
     launch_us: float = 0.0
     mapping: str = ""  # how the op was laid on the machine, as printed and as accepted for pinning
     order: str = ""  # the order in which the arrays accumulated, as a MacSpec order
+    alone_cycles: float = 0.0  # of a mapped GEMM by itself on an idle machine
+    bound_cycles: float = 0.0  # which no mapping of it can beat there: the mapping is within alone / bound of optimal
 
     @property
     def cycles(self) -> float:
@@ -372,6 +374,8 @@ _PLAIN_FIELDS = (
     "launch_us",
     "mapping",
     "order",
+    "alone_cycles",
+    "bound_cycles",
 )
 
 

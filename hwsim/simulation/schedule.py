@@ -16,6 +16,7 @@ from hwsim.arithmetic.number import NumberFormat
 from hwsim.hardware import mapping as mappings
 from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.mapping import GemmWork, ceil_div, chip_elements, room_bytes
+from hwsim.simulation.bounds import bound_ticks
 from hwsim.simulation.gemm_work import (
     Mapper,
     accumulation_order,
@@ -249,6 +250,7 @@ class _Scheduler:
         pinned = self.pin(op)
         mapping = pinned.clipped(work) if pinned is not None else self.mapper.choose(work, room)
         task.mapping, task.order = str(mapping), accumulation_order(self.machine, work, mapping)
+        task.alone_ticks, task.bound_ticks = self.mapper.ticks_alone(work, mapping), bound_ticks(work, self.machine)
         return self.lowering.gemm(work, mapping)
 
     def _copies_before(self, op: Op, task: Task, work: GemmWork) -> None:

@@ -30,6 +30,8 @@ class Task:
     compare_format: NumberFormat = FLOAT32
     mapping: str = ""
     order: str = ""  # of accumulation
+    alone_ticks: int = 0  # of the mapped GEMM on an idle machine
+    bound_ticks: int = 0  # which no mapping can beat
     launches: int = 0
     launch_us: float = 0.0  # beyond the machine's overhead per launch
 

@@ -1,0 +1,115 @@
+"""The timeline of every resource as Chrome trace JSON, which ui.perfetto.dev and chrome://tracing open.
+
+Rows are the memory port, the units, and the ops with their stalls. The first and last passes of each job are shown one
+by one; the passes between, which repeat a pattern, are one slice that says how many they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hwsim.hardware.accelerator import Accelerator
+from hwsim.simulation import recurrence
+from hwsim.simulation.engine import Objective, Pins, plan_steps, simulate
+from hwsim.simulation.program import TICKS_PER_CYCLE, Job, sum_counts
+from hwsim.simulation.result import OpResult
+from hwsim.simulation.sparsity import Sparsity
+from hwsim.workload import Workload
+
+ROWS = ("ops", "port", "array", "vector", "select", "memory")
+
+
+def trace(
+    workload: Workload,
+    accelerator: Accelerator,
+    *,
+    sparsity: Sparsity = "real",
+    objective: Objective = "cycles",
+    mapping: Pins = None,
+    edge: int = 4,
+) -> dict[str, Any]:
+    """The timeline of the first recorded step; `edge` passes at each end of a job are shown one by one.
+
+    Times are microseconds of the running clock, launch overhead not included.
+    """
+    step = next(plan_steps(workload, accelerator, sparsity=sparsity, objective=objective, mapping=mapping))
+    jobs = [job for task in step.tasks for job in task.jobs]
+    result = simulate(workload, accelerator, sparsity=sparsity, objective=objective, mapping=mapping)
+    us = 1 / (TICKS_PER_CYCLE * accelerator.clock.running_ghz * 1e3)
+    events = _headers(accelerator)
+    events += [_op_event(op, accelerator.clock.running_ghz) for op in result.steps[0].ops if op.cycles]
+
+    def log(job: int, what: str, start: int, end: int) -> None:
+        row = "port" if what in ("load", "store") else jobs[job].unit
+        if end > start:
+            name, kind = f"{jobs[job].name} {what}", what.split()[0]
+            events.append(_slice(name, kind, row, start * us, (end - start) * us))
+
+    latency = round(accelerator.dram_latency_cycles * TICKS_PER_CYCLE)
+    times = recurrence.run(jobs, accelerator.scratchpad.buffers, latency, log, edge)
+    events += _dram_counter(jobs, [time.end for time in times], us)
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ns",
+        "otherData": {"workload": workload.name, "accelerator": accelerator.name, "cycles": result.cycles},
+    }
+
+
+def write_trace(path: Path | str, workload: Workload, accelerator: Accelerator, **choices: Any) -> None:
+    """Write `trace` as JSON."""
+    Path(path).write_text(json.dumps(trace(workload, accelerator, **choices), allow_nan=False), encoding="utf-8")
+
+
+def _headers(machine: Accelerator) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": machine.name}}]
+    for number, row in enumerate(ROWS):
+        events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": row}})
+        events.append({"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": number, "args": {"sort_index": number}})
+    return events
+
+
+def _slice(name: str, category: str, row: str, start_us: float, duration_us: float, **args: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "cat": category,
+        "ph": "X",
+        "ts": start_us,
+        "dur": duration_us,
+        "pid": 1,
+        "tid": ROWS.index(row),
+        "args": args,
+    }
+
+
+def _op_event(op: OpResult, clock_ghz: float) -> dict[str, Any]:
+    us = 1 / (clock_ghz * 1e3)
+    stalls = {f"stall_{cause}_cycles": cycles for cause, cycles in op.stalls.items() if cycles}
+    return _slice(
+        op.id,
+        op.phase,
+        "ops",
+        op.start_cycle * us,
+        op.cycles * us,
+        cycles=op.cycles,
+        busy_cycles=op.busy_cycles,
+        energy_pj=op.energy_pj,
+        mapping=op.mapping,
+        **stalls,
+    )
+
+
+def _dram_counter(jobs: Sequence[Job], ends: Sequence[int], us: float) -> list[dict[str, Any]]:
+    """Mean DRAM traffic during each job's window, as a counter track."""
+    events, before = [], 0
+    for job, end in zip(jobs, ends, strict=True):
+        counts = sum_counts(job.nodes)
+        moved = counts.dram_read + counts.dram_written
+        if end > before:
+            rate = moved / ((end - before) * us * 1e3)
+            events.append({"name": "DRAM GB/s", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": rate}})
+            before = end
+    events.append({"name": "DRAM GB/s", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": 0.0}})
+    return events

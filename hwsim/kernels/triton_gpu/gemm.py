@@ -18,6 +18,7 @@ from hwsim.arithmetic.number import FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow, RoundingMode
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
+from hwsim.kernels.reference.fused import LOWEST_ALIGNMENT, addend_format
 from hwsim.kernels.reference.matmul import result_carrier, result_cast, start_format
 from hwsim.kernels.triton_gpu.quantize import cast_tensor
 from hwsim.kernels.triton_gpu.rounding import (
@@ -164,16 +165,15 @@ def _cut_operand(x, MANTISSA: tl.constexpr, EMIN: tl.constexpr):
 def _fused_step(
     a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
     TERMS: tl.constexpr, FRACTION: tl.constexpr, PART: tl.constexpr, MANTISSA: tl.constexpr, EMIN: tl.constexpr,
-    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr,
+    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr, LOWEST: tl.constexpr,
 ):  # fmt: skip
     """One fused step over TERMS positions from `first` (PART 1, 2: the half with k mod 4 in {0, 1} or {2, 3} of twice as many)."""
-    # First the largest exponent of the terms that are not zero (`low` stands for none).
-    low = -100000
+    # First the largest exponent of the terms that are not zero, and at least LOWEST.
     none = tl.program_id(2).to(tl.int64) * 0
     row_zero, column_zero = row_inside.to(tl.int64) * 0, column_inside.to(tl.int64) * 0
     c_bits = total.to(tl.int64, bitcast=True)
     c_exponent = tl.maximum(((c_bits >> 52) & 0x7FF) - 1023, C_EMIN)
-    top = tl.where(total != 0, c_exponent, low)
+    top = tl.where(total != 0, tl.maximum(c_exponent, LOWEST), LOWEST)
     special = total
     for term in range(TERMS):
         at = none + first + term
@@ -184,10 +184,8 @@ def _fused_step(
         x, x_exponent = _cut_operand(x, MANTISSA, EMIN)
         y, y_exponent = _cut_operand(y, MANTISSA, EMIN)
         product = x[:, None] * y[None, :]
-        top = tl.maximum(top, tl.where(product != 0, x_exponent[:, None] + y_exponent[None, :], low))
+        top = tl.maximum(top, tl.where(product != 0, x_exponent[:, None] + y_exponent[None, :], LOWEST))
         special += product
-    nothing = top == low
-    top = tl.where(nothing, 0, top)
     # Then the integers: each term cut toward zero FRACTION bits below the largest exponent. |scale| is a normal number.
     scale = power_of_two(FRACTION - top)
     finite = (special - special) == 0.0
@@ -218,7 +216,7 @@ def _fused_matmul(
     a, b, c, bias, out, m, n, k,
     stride_ag, stride_am, stride_ak, stride_bg, stride_bk, stride_bn, stride_cg, stride_cm, stride_cn,
     TERMS: tl.constexpr, FRACTION: tl.constexpr, GROUPS: tl.constexpr, ADDEND_LAST: tl.constexpr, MANTISSA: tl.constexpr, EMIN: tl.constexpr,
-    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr, NEAREST: tl.constexpr,
+    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr, LOWEST: tl.constexpr, NEAREST: tl.constexpr,
     HAS_C: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(2).to(tl.int64)
@@ -235,21 +233,19 @@ def _fused_matmul(
         place = group * stride_cg + rows[:, None] * stride_cm + columns[None, :] * stride_cn
         start = tl.load(c + place, mask=inside, other=0.0).to(tl.float64)
     total = start
+    if ADDEND_LAST:
+        total = zero
     for first in range(0, k, TERMS * GROUPS):
-        sum_ = total
-        if ADDEND_LAST:
-            sum_ = zero
         if GROUPS == 1:
-            sum_ = _fused_step(a_line, b_line, sum_, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                               TERMS, FRACTION, 0, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND)  # fmt: skip
+            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
+                                TERMS, FRACTION, 0, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
         else:
-            sum_ = _fused_step(a_line, b_line, sum_, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                               TERMS, FRACTION, 1, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND)  # fmt: skip
-            sum_ = _fused_step(a_line, b_line, sum_, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                               TERMS, FRACTION, 2, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND)  # fmt: skip
-        if ADDEND_LAST:
-            sum_, _ = _add(total, sum_, group, index, group, NEAREST)
-        total = sum_
+            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
+                                TERMS, FRACTION, 1, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
+            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
+                                TERMS, FRACTION, 2, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
+    if ADDEND_LAST:
+        total, _ = _add(total, start, group, index, group, NEAREST)
     if HAS_BIAS:
         more = tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float64)
         total, _ = _add(total, zero + more[None, :], group, index, group, OUTPUT)
@@ -285,8 +281,8 @@ def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream
     if result.numel():
         if result.numel() >= 1 << 32 and any(_stochastic(mac)):
             raise UnsupportedError("backend triton: stochastic accumulation of 2^32 results or more")
-        operands = [t.expand(*shape[:-2], *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (x, y)]
-        first = start.reshape(-1, m, n) if start is not None else operands[0]
+        operands = [t.expand(*shape[:-2], *t.shape[-2:]).reshape(groups, *t.shape[-2:]) for t in (x, y)]
+        first = start.reshape(groups, m, n) if start is not None else operands[0]
         codes = result.view(torch.int64 if carrier == torch.float64 else torch.int32)
         grid = (triton.cdiv(m, BLOCK_M), triton.cdiv(n, BLOCK_N), groups)
         arguments = (*operands, first, more if more is not None else operands[0], codes)
@@ -331,7 +327,7 @@ def fused_constants(order: Fused) -> dict[str, Any]:
     """Constants of the fused kernel for one order."""
     output = order.output
     assert isinstance(output.format, FloatingPoint)
-    inputs, addend = order.inputs, output.format
+    inputs = order.inputs
     native = output.overflow is Overflow.NATIVE
     return {
         "TERMS": order.terms,
@@ -340,9 +336,10 @@ def fused_constants(order: Fused) -> dict[str, Any]:
         "ADDEND_LAST": order.addend == "last",
         "MANTISSA": inputs.mantissa_bits if inputs is not None else 23,
         "EMIN": inputs.emin if inputs is not None else -126,
-        "C_EMIN": addend.emin if addend.exponent_bits < 8 else -126,
+        "C_EMIN": addend_format(order).emin,
         "OUTPUT": rule_of(output),
         "BEYOND": (output.format.emax + 1 + 1023) << 52 if native else 0,
+        "LOWEST": LOWEST_ALIGNMENT,
         "NEAREST": rule_of(Cast(output.format, "nearest_even", output.overflow)),
     }
 

@@ -84,7 +84,7 @@ def cast_tensor(x: Any, cast: Cast, stream: int = 0, scale: Any = None, out: Any
     if report and int(trouble):
         given = values.cpu().numpy()
         check_values(given, cast)
-        check_overflow(given, result.cpu().numpy(), cast)
+        check_overflow(given, result.cpu().numpy(), cast, stream)
         raise SpecError(f"cast to {cast}: got a value that {cast.format} cannot hold")
     if factor is not None:
         result = (result * factor).to(result.dtype)

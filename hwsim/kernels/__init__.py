@@ -17,9 +17,9 @@ _HOME = {
     "decode": "hwsim.kernels.codes",
     "all_values": "hwsim.kernels.codes",
     "matmul": "hwsim.kernels.gemm",
-    "conv_output": "hwsim.kernels.gemm",
-    "conv_grad_input": "hwsim.kernels.gemm",
-    "conv_grad_weight": "hwsim.kernels.gemm",
+    "conv_output": "hwsim.kernels.convolution",
+    "conv_grad_input": "hwsim.kernels.convolution",
+    "conv_grad_weight": "hwsim.kernels.convolution",
     "select_topk": "hwsim.kernels.selection",
 }
 

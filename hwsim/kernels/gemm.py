@@ -13,7 +13,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import backends, random_bits
 from hwsim.kernels.casts import cast
-from hwsim.kernels.reference.matmul import result_carrier, result_cast, start_format
+from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream, start_format
 
 REFERENCE_WORK = 1 << 22  # multiply-accumulates that the reference may do where no faster path is exact (about 10 s)
 
@@ -100,7 +100,7 @@ def _on_cpu(
         indices = None
         if batch or row_positions is not None:
             indices = (number * m + rows) * n
-        one = _Job(
+        one = Job(
             _item(a, at, batch), _item(b, at, batch), mac, values[at], None if start is None else start[at],
             None if bias is None else _numpy(bias), stream, places, indices, formats, counters,
         )  # fmt: skip
@@ -158,7 +158,7 @@ def _numpy(x: Any) -> np.ndarray:
 
 
 @dataclass
-class _Job:
+class Job:
     """One two-dimensional GEMM on the CPU; results go to `out`."""
 
     a: Any
@@ -223,6 +223,17 @@ def _native(a: Any, b: Any, c: Any, bias: Any, out: Any, name: str) -> Any:
     if not numpy_in:
         return result
     return out if out is not None else result.numpy()
+
+
+def bias_mac(mac: MacSpec) -> MacSpec:
+    """Return the arithmetic of the one addition that a bias is."""
+    last = result_cast(mac)
+    return MacSpec(last.format, last.rounding, last.overflow)
+
+
+def bias_stream(stream: int) -> int:
+    """Return the random stream of that addition."""
+    return stage_stream(stream, Stage.OUTER)
 
 
 def _random(mac: MacSpec) -> bool:

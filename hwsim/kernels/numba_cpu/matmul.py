@@ -178,10 +178,50 @@ def _cast_fields(cast: Cast) -> tuple[Any, Any, Any]:
     return cast.format, cast.rounding, cast.overflow
 
 
+class Patches(NamedTuple):
+    """Where the elements of a right operand stand that is never written out: values[k_places[k] + n_places[n]]."""
+
+    values: np.ndarray  # flat
+    k_places: np.ndarray  # int64, in elements
+    n_places: np.ndarray
+
+    def matrix(self) -> np.ndarray:
+        """Return the operand written out, k x n."""
+        return self.values[self.k_places[:, None] + self.n_places[None, :]]
+
+
+def multiply_patches(
+    a: np.ndarray, items: list[tuple[Patches, np.ndarray, np.ndarray | None, int]], mac: MacSpec, stream: int,
+    facts_of_patches: Facts,
+) -> None:  # fmt: skip
+    """Multiply one left operand with several right ones given as patches (of one shape, over buffers of one dtype).
+
+    Args:
+        a: m x k.
+        items: (right operand, out, start, first output index) of each product.
+        facts_of_patches: what holds for all values behind the patches.
+
+    Raises:
+        UnsupportedError: no such compiled kernel; `multiply` on the matrix written out may still do it.
+    """
+    special = isinstance(mac.order, Fused | Exact | Pairwise) or isinstance(mac.product, ProductTable)
+    if special:
+        raise UnsupportedError(f"matmul: {mac} has no kernel over patches")
+    m, k = a.shape
+    left, left_facts = matrix(a), facts(matrix(a))
+    for patches, out, start, first_index in items:
+        start_facts, negative_zero = (NOTHING, False) if start is None else facts_of_start(start)
+        chosen = plan(mac, k, left_facts, facts_of_patches, start_facts, negative_zero)
+        indices = first_index + np.arange(m, dtype=np.int64) * out.shape[1]
+        run(chosen, left, patches, mac, out, start, stream, None, indices, threads())
+        if mac.overflow is Overflow.ERROR or not _has_nan(mac):
+            check_no_nan(out, mac)
+
+
 def run(
     chosen: Plan,
     left: Matrix,
-    right: Matrix,
+    right: Matrix | Patches,
     mac: MacSpec,
     out: np.ndarray,
     start: np.ndarray | None,
@@ -191,7 +231,14 @@ def run(
     workers: int,
 ) -> None:
     """Run a plan."""
-    if chosen.recipe.bits == 64:
+    bits = chosen.recipe.bits
+    k_table, n_table = _BLANK, _BLANK
+    patches = isinstance(right, Patches)
+    if isinstance(right, Patches):
+        k_table, n_table = right.k_places * (bits // 8), right.n_places * (bits // 8)
+        values = right.values if right.values.itemsize * 8 >= bits else right.values.astype(np.float64)
+        right = Matrix(values.__array_interface__["data"][0], len(k_table), len(n_table), 0, 0, 8 * values.itemsize, values)
+    if bits == 64:
         left, right = as_float64(left), as_float64(right)
     elif left.bits == 64 or right.bits == 64:
         raise UnsupportedError("matmul: float64 operands need float64 lanes")
@@ -216,6 +263,7 @@ def run(
             out.__array_interface__["data"][0], out.strides[0], begin, end, n, k, chunk,
             chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,
             keys.ctypes.data, outer_keys.ctypes.data, 0 if index is None else index.ctypes.data,
+            k_table.ctypes.data if patches else 0, n_table.ctypes.data if patches else 0,
         )  # fmt: skip
 
     if workers < 2 or m < 8 or m * n * k < THREADED_WORK:

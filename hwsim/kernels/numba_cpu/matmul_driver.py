@@ -19,6 +19,7 @@ from hwsim.kernels.numba_cpu.matmul_tile import (
     join,
     read32,
     read64,
+    read_whole,
     tile,
     transpose_block,
     write32,
@@ -41,9 +42,10 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
     The function takes addresses and strides in bytes::
 
         f(a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
-          mode, outer_mode, blocks, outer_block, keys, outer_keys, index)
+          mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table)
 
-    `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
+    With `k_table` and `n_table` (addresses of i64 byte offsets, 0 for none), b's element (k, n) stands at
+    b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole. `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
     `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
     """
     return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, REVISION)
@@ -58,7 +60,7 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
     @compiled
     def multiply(  # type: ignore[no-untyped-def]
         a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
-        mode, outer_mode, blocks, outer_block, keys, outer_keys, index,
+        mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table,
     ):  # fmt: skip
         _ = revision
         state_array = np.empty(states * ROWS * wide * size + 64, np.uint8)
@@ -77,7 +79,10 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
             width = lanes if columns <= lanes else wide
             panel = b + first * b_n
             panel_k = b_k
-            if b_n != size or columns != width or last_row - first_row >= PACK_ROWS:
+            if k_table != 0:
+                _gather(bits, b, k_table, n_table + 8 * first, packed, columns, width, k)
+                panel, panel_k = packed, width * size
+            elif b_n != size or columns != width or last_row - first_row >= PACK_ROWS:
                 _pack(bits, panel, b_k, b_n, packed, columns, width, k)
                 panel, panel_k = packed, width * size
             row = first_row
@@ -173,6 +178,30 @@ def _pack(bits, b, b_k, b_n, packed, columns, width, k):  # type: ignore[no-unty
             _write(bits, packed + (i * width + j) * size, _read(bits, b + i * b_k + j * b_n))
         for j in range(columns, width):
             _write(bits, packed + (i * width + j) * size, 0.0)
+
+
+@compiled
+def _gather(bits, b, k_table, n_table, packed, columns, width, k):  # type: ignore[no-untyped-def]
+    """Copy a panel of b whose element (k, n) stands at b + k_table[k] + n_table[n]; runs of columns go as vectors."""
+    size = bits // 8
+    lanes = 512 // bits
+    for group in range(0, width, lanes):
+        count = min(max(columns - group, 0), lanes)
+        places = n_table + 8 * group
+        first = read_whole(places) if count > 0 else np.int64(0)
+        together = count == lanes
+        for j in range(1, count):
+            together = together and read_whole(places + 8 * j) == first + j * size
+        for i in range(k):
+            source = b + read_whole(k_table + 8 * i)
+            target = packed + (i * width + group) * size
+            if together:
+                copy_vectors(bits, 1, source + first, target)
+                continue
+            for j in range(count):
+                _write(bits, target + j * size, _read(bits, source + read_whole(places + 8 * j)))
+            for j in range(count, lanes):
+                _write(bits, target + j * size, 0.0)
 
 
 @compiled

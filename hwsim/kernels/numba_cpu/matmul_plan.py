@@ -312,8 +312,10 @@ def rule_for(cast: Cast, bits: int) -> str:
 
 
 def empty_block(bits: int) -> np.ndarray:
-    """Return a block of zeros, for a rounding that reads no parameters."""
-    return np.zeros(BLOCK, np.float32 if bits == 32 else np.float64)
+    """Return the block of a recipe that does not round (only the number 1 is read from it)."""
+    block = np.zeros(BLOCK, np.float32 if bits == 32 else np.float64)
+    block[NUMBERS.index("one")] = 1.0
+    return block
 
 
 @lru_cache(maxsize=1024)

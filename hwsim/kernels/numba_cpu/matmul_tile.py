@@ -246,6 +246,7 @@ def _address_intrinsic(kind: Any, number: Any) -> tuple[Any, Any]:
 
 
 read32, write32 = _address_intrinsic(ir.FloatType(), types.float32)
+read_whole, _ = _address_intrinsic(INT64, types.int64)
 read64, write64 = _address_intrinsic(ir.DoubleType(), types.float64)
 
 

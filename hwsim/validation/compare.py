@@ -179,8 +179,8 @@ def run_fit(fit: Fit, machine: Accelerator, folder: Path, study: Study, progress
                 errors, half = fitting.errors(values, table), side[table.name]
                 out[table.name][~half] = errors[~half]
                 within[table.name][half] = errors[half]
-        for name in held:
-            held[name].append(out[name])
+        for name, errors in out.items():
+            held[name].append(errors)
             own[name].append(within[name])
     middle = {key: float(np.median(values)) for key, values in found.items()}
     shipped = {key: value if key.startswith("overhead") else fitting._stated(key) for key, value in middle.items()}

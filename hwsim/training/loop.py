@@ -35,6 +35,7 @@ from hwsim.workload_file import load_workload, save_workload
 
 EVALUATION_BATCH = 500
 CHECKPOINT_SECONDS = 120.0
+PROGRESS_STEPS = 64
 
 Progress = Callable[[float, str], None]
 """Called with the share of training done, and a note such as the epoch's dev accuracy."""
@@ -166,7 +167,7 @@ class _Run:
             if not math.isfinite(loss) and not self.optimizer.loss_scale.dynamic:
                 state.outcome = "diverged"
                 return
-            if state.number % 64 == 0:
+            if state.number % PROGRESS_STEPS == 0:
                 share = state.number / (self.steps_per_epoch * recipe.epochs)
                 self.progress(share, f"epoch {state.epoch + 1} of {recipe.epochs}")
                 if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
@@ -347,9 +348,9 @@ class _Run:
 
 
 def _spread(count: int, epochs: int, steps_per_epoch: int, full_steps: int) -> tuple[int, ...]:
-    """Return the numbers of the steps to record: spread evenly over training, each on a full batch."""
-    total = epochs * steps_per_epoch
-    numbers = sorted({int((index + 0.5) * total / count) for index in range(count)})
+    """Return the numbers of the steps to record, the first and the last among them, each on a full batch."""
+    last = epochs * steps_per_epoch - 1
+    numbers = sorted({round(index * last / max(1, count - 1)) for index in range(count)})
     partial = full_steps < steps_per_epoch
     return tuple(n - 1 if partial and n % steps_per_epoch == full_steps and n > 0 else n for n in numbers)
 

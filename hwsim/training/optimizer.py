@@ -128,11 +128,11 @@ class Optimizer:
             return -_float32(rate) * g
         if recipe.optimizer == "adagrad":
             total = self._keep(part, "square_sum", s["square_sum"] + g * g)
-            return -_float32(rate) * (g / (total.sqrt() + self._epsilon))
+            return -_float32(rate) * (g / (_square_root(total) + self._epsilon))
         keep1, new1, keep2, new2, corrected, correction = self._adam_factors(rate)
         m = self._keep(part, "moment1", keep1 * s["moment1"] + new1 * g)
         v = self._keep(part, "moment2", keep2 * s["moment2"] + new2 * (g * g))
-        return -corrected * (m / (v.sqrt() / correction + self._epsilon))
+        return -corrected * (m / (_square_root(v) / correction + self._epsilon))
 
     @property
     def _epsilon(self) -> float:
@@ -216,3 +216,8 @@ def _rounded(x: Tensor, cast: Cast, stream_id: int) -> Tensor:
 def _float32(value: float) -> float:
     """Return the value rounded to float32, as every scalar of an update is."""
     return float(np.float32(value))
+
+
+def _square_root(x: Tensor) -> Tensor:
+    """Return the correctly rounded square root; torch's own on the CPU (MKL's) is off by a bit now and then."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()

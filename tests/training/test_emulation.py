@@ -174,7 +174,10 @@ def test_a_gemm_behind_our_back_is_caught():
             return torch.ops.aten.mm.default(g, g)
 
     x = torch.randn(4, 4, requires_grad=True)
-    with pytest.raises(UnsupportedError, match="escaped emulation: torch ran aten.mm on 4 x 4 and 4 x 4"), emulated(FP8):
+    with (
+        pytest.raises(UnsupportedError, match="escaped emulation: torch ran aten.mm on 4 x 4 and 4 x 4"),
+        emulated(FP8),
+    ):
         Sly.apply(x)
 
 
@@ -241,7 +244,10 @@ def test_transposed_convolutions_are_refused_with_a_reason():
 def test_a_rule_that_no_layer_uses_is_an_error_after_the_first_step():
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     plan = PrecisionPlan("typo", (Rule("fc*"), Rule("*")))
-    with pytest.raises(SpecError, match=r"rules\[0\].layers: pattern 'fc\*' is used by no layer"), emulate(network, plan):
+    with (
+        pytest.raises(SpecError, match=r"rules\[0\].layers: pattern 'fc\*' is used by no layer"),
+        emulate(network, plan),
+    ):
         network(torch.randn(1, 2))
 
 

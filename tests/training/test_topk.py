@@ -101,7 +101,9 @@ def test_positions_are_those_of_the_gathered_operands(rank_over, order):
         wanted = hwsim.matmul(read[row : row + 1, columns], weight[columns], plan.rules[0].macs["grad_input"])
         assert torch.equal(x.grad[row], wanted[0])
     if rank_over == "batch":
-        product = hwsim.matmul(read[:, columns].t(), hwsim.quantize(x.detach(), "bfloat16"), plan.rules[0].macs["grad_weight"])
+        product = hwsim.matmul(
+            read[:, columns].t(), hwsim.quantize(x.detach(), "bfloat16"), plan.rules[0].macs["grad_weight"]
+        )
         assert torch.equal(layer.weight.grad[columns], product)
     assert torch.count_nonzero(layer.weight.grad.abs().sum(1)) <= len(np.unique(kept.indices))
 
@@ -194,4 +196,3 @@ def test_convolutions_keep_elements_or_channels(unit, rank_over):
 def test_mistakes_are_named(settings, said):
     with pytest.raises(SpecError, match=said):
         SparseBackprop(**settings)
-

@@ -60,8 +60,6 @@ Quantity = Literal[
 ]
 """Accuracies are in percent and their differences in points, as papers print them; gains are dense over top-k."""
 
-_NO_RESULTS = "not run yet"
-
 
 class Claim(Spec):
     """One published statement and the range in which our number must lie for it to stand."""
@@ -123,6 +121,30 @@ class Expected(Spec):
         """Read expected.yaml; SpecError with file, line and field of everything that is wrong."""
         return load_yaml(Path(path), cls)
 
+    @classmethod
+    def beside(cls, folder: Path) -> Expected | None:
+        """The expectations of the study in `folder` (experiment.yaml with expected.yaml beside it), or None."""
+        files = folder / "experiment.yaml", folder / "expected.yaml"
+        return cls.read(files[1]) if all(file.is_file() for file in files) else None
+
+    def check_names(self, configurations: Sequence[str], machines: Sequence[str]) -> None:
+        """Refuse claims on what the experiment does not have; a run calls this before it starts.
+
+        Raises:
+            SpecError: naming each claim, what it names and what there is.
+        """
+        problems = []
+        for place, claim in enumerate(self.claims):
+            for field, name, known in (
+                ("configuration", claim.configuration, configurations),
+                ("accelerator", claim.accelerator, machines),
+            ):
+                if name is not None and name not in known:
+                    expected = ", ".join(known) or "none"
+                    problems.append(f"expected.yaml: claims[{place}].{field}: got {name!r}, expected one of {expected}")
+        if problems:
+            raise SpecError(*problems)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -149,18 +171,7 @@ def judge(expected: Expected, results: Results) -> tuple[Judgement, ...]:
     Raises:
         SpecError: a claim names a configuration or an accelerator that the experiment does not have.
     """
-    names = [configuration.name for configuration in results.configurations]
-    machines = [machine.name for machine in results.machines]
-    problems = []
-    for place, claim in enumerate(expected.claims):
-        for field, name, known in (
-            ("configuration", claim.configuration, names),
-            ("accelerator", claim.accelerator, machines),
-        ):
-            if name is not None and name not in known:
-                problems.append(f"claims[{place}].{field}: got {name!r}, expected one of {', '.join(known) or 'none'}")
-    if problems:
-        raise SpecError(*problems)
+    expected.check_names([c.name for c in results.configurations], [machine.name for machine in results.machines])
     return tuple(_judge(claim, results) for claim in expected.claims)
 
 
@@ -188,16 +199,21 @@ def tally(judgements: Sequence[Judgement]) -> str:
 def study_line(folder: Path | str) -> tuple[str, str]:
     """Claim and verdict of the study in a folder, for a list; says what is missing instead of guessing.
 
+    Without expected.yaml, the verdicts are those that the sections of its results state themselves.
+
     Raises:
         SpecError: expected.yaml or results.json is damaged, or they do not fit together.
     """
     place = Path(folder)
-    if not (place / "expected.yaml").is_file():
-        return "", "states no expectation" if (place / "results.json").is_file() else _NO_RESULTS
-    expected = Expected.read(place / "expected.yaml")
+    expected = Expected.read(place / "expected.yaml") if (place / "expected.yaml").is_file() else None
+    claim = expected.claim if expected else ""
     if not (place / "results.json").is_file():
-        return expected.claim, _NO_RESULTS
-    return expected.claim, tally(judge(expected, Results.read(place / "results.json")))
+        return claim, "not run yet"
+    results = Results.read(place / "results.json")
+    if expected:
+        return claim, tally(judge(expected, results))
+    stated = Counter(section.verdict for section in results.sections if section.verdict)
+    return claim, ", ".join(f"{count} {verdict}" for verdict, count in stated.items()) or "states no expectation"
 
 
 def comparison_section(expected: Expected, results: Results) -> Section:

@@ -25,6 +25,7 @@ from hwsim import provenance
 from hwsim.catalog import load_accelerator, load_experiment, load_model, model_file
 from hwsim.data.dataset import Dataset, load
 from hwsim.errors import SpecError
+from hwsim.expected import Expected, comparison_section
 from hwsim.experiment import Experiment, Point
 from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.energy import load_energy_table
@@ -106,6 +107,9 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     points, machines = experiment.points(), _accelerators(experiment)
+    expected = Expected.beside(experiment.folder)
+    if expected is not None:  # a mistake in it should not wait for the end of the run
+        expected.check_names([point.name for point in points], [machine.name for machine in machines])
     paths = Paths(Path(out) if out is not None else Path("runs") / experiment.name, resume, progress or _ignore)
     started = time.monotonic()
     with _locked(paths.folder):
@@ -126,6 +130,8 @@ def run(
             target_accuracy=experiment.target_accuracy,
             provenance=_provenance(records.values(), data, time.monotonic() - started),
         )
+        if expected is not None:
+            results = results.model_copy(update={"sections": (comparison_section(expected, results),)})
         results.write(paths.folder / "results.json")
     return results
 

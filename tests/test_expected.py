@@ -6,6 +6,7 @@ from hwsim.errors import SpecError
 from hwsim.expected import Claim, Expected, compare, comparison_section, judge, overall, study_line, tally
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results
+from hwsim.section import Section
 from hwsim.summary import t95
 from hwsim.training.result import TrainingSummary
 
@@ -214,6 +215,14 @@ def test_a_study_line_says_what_is_missing(tmp_path):
     assert study_line(tmp_path) == ("Top-k keeps the accuracy.", "not run yet")
     make_results().write(tmp_path / "results.json")
     assert study_line(tmp_path) == ("Top-k keeps the accuracy.", "1 confirmed, 1 not comparable")
+
+
+def test_a_study_without_expectations_shows_the_verdicts_of_its_sections(tmp_path):
+    make_results().write(tmp_path / "results.json")
+    assert study_line(tmp_path) == ("", "states no expectation")
+    sections = [Section(title=f"part {i}", verdict=verdict) for i, verdict in enumerate(("passed", "passed", "failed"))]
+    make_results().model_copy(update={"sections": tuple(sections)}).write(tmp_path / "results.json")
+    assert study_line(tmp_path) == ("", "2 passed, 1 failed")
 
 
 def test_the_section_holds_both_numbers_and_the_verdict(tmp_path):

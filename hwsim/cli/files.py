@@ -39,6 +39,7 @@ def _file_kinds() -> dict[str, tuple[str, str]]:
     return {
         "accelerator": ("hwsim.hardware.accelerator", "Accelerator"),
         "energy": ("hwsim.hardware.energy", "EnergyTable"),
+        "expected": ("hwsim.expected", "Expected"),
         "experiment": ("hwsim.experiment", "Experiment"),
         "plan": ("hwsim.training.plan_file", "PlanSpec"),
         "results": ("hwsim.results", "Results"),

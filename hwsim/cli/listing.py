@@ -99,9 +99,16 @@ def _data() -> Rows:
 
 
 def _reports() -> Rows:
-    from hwsim.catalog import load_experiment, reports
+    from hwsim.catalog import reports
+    from hwsim.document import parse_yaml, read_text
+    from hwsim.expected import study_line
 
-    return ("name", "question"), [(name, load_experiment(name).question) for name in reports()]
+    rows = []
+    for name, path in reports().items():
+        claim, verdict = study_line(path.parent)
+        question = (parse_yaml(read_text(path), str(path)).data or {}).get("question", "")
+        rows.append((name, claim or question, verdict))
+    return ("name", "claim or question", "verdict"), rows
 
 
 def _backends() -> Rows:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_serializer, model_validator
 
 from hwsim.errors import SpecError
 from hwsim.spec import Spec, field_problem
@@ -69,21 +69,28 @@ class TrialRecord(Spec):
 
 
 class EnergyRange(Spec):
-    """One energy with the low, nominal and high prices, in pJ."""
+    """One energy at low, nominal and high prices, in pJ; written to files as [low, nominal, high]."""
 
     low: float = Field(ge=0)
     nominal: float = Field(ge=0)
     high: float = Field(ge=0)
 
-    def __add__(self, other: EnergyRange) -> EnergyRange:
-        return EnergyRange(low=self.low + other.low, nominal=self.nominal + other.nominal, high=self.high + other.high)
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            if len(value) != 3:
+                raise ValueError(f"got {len(value)} numbers, expected [low, nominal, high]")
+            return dict(zip(("low", "nominal", "high"), value, strict=True))
+        return value
+
+    @model_serializer
+    def _to_list(self) -> list[float]:
+        return [self.low, self.nominal, self.high]
 
     def times(self, factor: float) -> EnergyRange:
         """Every end multiplied by `factor`."""
         return EnergyRange(low=self.low * factor, nominal=self.nominal * factor, high=self.high * factor)
-
-
-NO_ENERGY = EnergyRange(low=0.0, nominal=0.0, high=0.0)
 
 
 class SimulatedOp(Spec):

@@ -6,20 +6,23 @@ data: reading it needs neither torch nor the machine that made it.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, model_validator
 
 from hwsim.errors import SpecError
 from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
 from hwsim.section import Section
-from hwsim.spec import Spec, dump_json, field_problem, load_json
+from hwsim.spec import Spec, field_problem, load_json, to_plain
 from hwsim.summary import Summary, summarize
+
+_LINE = 160  # characters of one line of results.json
 
 
 class Provenance(Spec):
@@ -128,7 +131,7 @@ class Results(Spec):
 
     def write(self, path: Path | str) -> Path:
         """Write results.json whole or not at all; returns the path."""
-        return write_atomically(Path(path), dump_json(self))
+        return write_atomically(Path(path), f"{compact_json(to_plain(self))}\n")
 
     @classmethod
     def read(cls, path: Path | str) -> Results:
@@ -139,6 +142,27 @@ class Results(Spec):
         """
         place = Path(path)
         return load_json(place / "results.json" if place.is_dir() else place, cls)
+
+
+def compact_json(value: Any, indent: int = 0) -> str:
+    """Strict JSON text that a person can read and a diff can show, at about half the size of one value a line.
+
+    What fits on one line stays on one line; longer lists and mappings have one entry a line.
+    """
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(line) + indent <= _LINE or not isinstance(value, list | dict):
+        return line
+    inside = " " * (indent + 1)
+    if isinstance(value, list):
+        parts = [compact_json(item, indent + 1) for item in value]
+        ends = "[]"
+    else:
+        parts = [
+            f"{json.dumps(key, ensure_ascii=False)}: {compact_json(item, indent + 1)}" for key, item in value.items()
+        ]
+        ends = "{}"
+    separator = f",\n{inside}"
+    return f"{ends[0]}\n{inside}{separator.join(parts)}\n{' ' * indent}{ends[1]}"
 
 
 def write_atomically(path: Path, text: str) -> Path:

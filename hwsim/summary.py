@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 from hwsim.records import (
-    NO_ENERGY,
     Configuration,
     EnergyRange,
     Machine,
@@ -327,4 +326,7 @@ def _mean(costs: Sequence[Cost]) -> Cost:
 
 
 def _sum_energy(values: Iterable[EnergyRange]) -> EnergyRange:
-    return sum(values, start=NO_ENERGY)
+    low = nominal = high = 0.0
+    for value in values:
+        low, nominal, high = low + value.low, nominal + value.nominal, high + value.high
+    return EnergyRange(low=low, nominal=nominal, high=high)

@@ -4,10 +4,12 @@ import json
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hwsim.errors import SpecError
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
-from hwsim.results import Provenance, Results, write_atomically
+from hwsim.results import Provenance, Results, compact_json, write_atomically
 from hwsim.section import Axis, Column, Figure, Section, Series, Table
 from hwsim.training.result import TrainingSummary
 
@@ -102,6 +104,35 @@ def test_the_file_is_strict_json_and_names_its_schema(tmp_path):
         raise AssertionError(f"{name} is not strict JSON")
 
     assert json.loads(text, parse_constant=refuse)["schema"] == "results/1"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**6), 10**6)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=8), inner, max_size=8),
+    max_leaves=60,
+)
+
+
+@given(JSON)
+def test_compact_json_says_the_same_in_short_lines(value):
+    text = compact_json(value)
+    assert json.loads(text) == value
+    if isinstance(value, list | dict) and len(json.dumps(value, ensure_ascii=False)) > 160:
+        assert text.count("\n") >= 2
+
+
+def test_an_energy_is_written_as_three_numbers(tmp_path):
+    text = make_results().write(tmp_path / "results.json").read_text(encoding="utf-8")
+    assert '"mac": [1.0, 2.0, 3.0]' in text
+    (tmp_path / "results.json").write_text(text.replace("[1.0, 2.0, 3.0]", "[1.0, 2.0]"), encoding="utf-8")
+    with pytest.raises(
+        SpecError, match=r"simulations\[0\]\.ops\[0\]\.energy_pj\.mac: .*expected \[low, nominal, high\]"
+    ):
+        Results.read(tmp_path)
 
 
 def test_a_number_that_is_not_finite_cannot_enter_results():

@@ -1,12 +1,16 @@
 """Verdicts: which published claims stand, judged by hand-made results of known mean and spread."""
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 
 from hwsim.errors import SpecError
-from hwsim.expected import Claim, Expected, compare, comparison_section, judge, overall, study_line, tally
+from hwsim.expected import Claim, Expected, Quantity, compare, comparison_section, judge, overall, study_line, tally
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results
 from hwsim.section import Section
+from hwsim.spec import load_yaml
 from hwsim.summary import t95
 from hwsim.training.result import TrainingSummary
 
@@ -235,3 +239,11 @@ def test_the_section_holds_both_numbers_and_the_verdict(tmp_path):
     theirs, ours = block.figures[0].series
     assert theirs.y == (98.01,)
     assert ours.low[0] < ours.y[0] < ours.high[0]
+
+
+def test_the_example_in_the_studies_readme_is_valid():
+    text = (Path(__file__).parent.parent / "reports" / "README.md").read_text(encoding="utf-8")
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    assert len(load_yaml(example, Expected).claims) == 4
+    for quantity in get_args(Quantity):
+        assert quantity in text or f"{quantity.partition('_gain')[0]}_gain_*" in text

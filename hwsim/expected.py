@@ -222,10 +222,10 @@ def comparison_section(expected: Expected, results: Results) -> Section:
     rows = [_row(judgement) for judgement in judgements]
     columns = [
         Column(name="claim"),
-        Column(name="published", kind="number"),
+        Column(name="published", kind="number", digits=2),
         Column(name="where"),
-        Column(name="ours", kind="number"),
-        Column(name="± deviation", kind="number"),
+        Column(name="ours", kind="number", digits=2),
+        Column(name="± deviation", kind="number", digits=2),
         Column(name="95 % interval"),
         Column(name="stands if"),
         Column(name="verdict", kind="verdict"),
@@ -348,7 +348,9 @@ def _row(judgement: Judgement) -> tuple[Cell, ...]:
         claim.where,
         None if ours is None else ours.mean,
         ours.deviation if ours is not None and judgement.noisy else None,
-        None if interval is None or not judgement.noisy else f"{interval[0]:.4g} to {interval[1]:.4g}",
+        None
+        if interval is None or not judgement.noisy
+        else f"{interval[0]:.2f} to {interval[1]:.2f}".replace("-", "−"),
         _stands_if(claim),
         judgement.verdict,
         judgement.why or claim.note,

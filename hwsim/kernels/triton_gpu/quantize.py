@@ -11,7 +11,9 @@ import triton.language as tl
 from hwsim.arithmetic.number import BlockScaled, carrier_of
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
-from hwsim.kernels.casts import broadcast_scale, check_out, check_overflow, check_values
+from hwsim.kernels.casts import broadcast_scale, check_out
+from hwsim.kernels.random_bits import word
+from hwsim.kernels.reference.rounding import round_exact
 from hwsim.kernels.triton_gpu.rounding import (
     carrier_bits,
     join_stream,
@@ -82,16 +84,26 @@ def cast_tensor(x: Any, cast: Cast, stream: int = 0, scale: Any = None, out: Any
             REPORT=report, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     if report and int(trouble):
-        given = values.cpu().numpy()
-        check_values(given, cast)
-        check_overflow(given, result.cpu().numpy(), cast, stream)
-        raise SpecError(f"cast to {cast}: got a value that {cast.format} cannot hold")
+        raise_first(values.cpu().numpy().reshape(-1), cast, stream)
     if factor is not None:
         result = (result * factor).to(result.dtype)
     if out is None:
         return result
     out.copy_(result)
     return out  # type: ignore[no-any-return]
+
+
+def raise_first(values: np.ndarray, cast: Cast, stream: int) -> None:
+    """Raise what the reference raises for the first value that the cast makes an error.
+
+    Raises:
+        SpecError: always; without the value if none of the first thousand suspects is one.
+    """
+    fmt = cast.format
+    suspects = np.flatnonzero(~((values >= fmt.lowest) & (values <= fmt.largest)))[:1000]  # type: ignore[union-attr]
+    for place in suspects:
+        round_exact(float(values[place]), cast, word(stream, int(place)))
+    raise SpecError(f"cast to {cast}: got a value that {fmt} cannot hold")
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:

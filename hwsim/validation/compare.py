@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.simulation.tiled import plan
+from hwsim.simulation.tiled import TiledWork, plan
 from hwsim.validation.fit import Values, search, setting, with_setting
 from hwsim.validation.rows import Measured, read_rows
 from hwsim.validation.study import ConvolutionRows, Fit, GemmRows, Plausible, Study, Table
@@ -29,6 +29,7 @@ class Judged:
     held_out: np.ndarray  # splits x rows
     in_sample: np.ndarray  # splits x rows: the mean of both halves' errors on themselves
     shipped: np.ndarray  # errors of the machine file as it is shipped
+    first_half: np.ndarray  # rows that the first fit of the first split saw
     mean: tuple[float, float, float]  # of the absolute held-out error: value, low and high end of the interval
     median: tuple[float, float, float]
 
@@ -77,19 +78,20 @@ class Fitting:
     def start(self) -> Values:
         """The values to start from: those of the machine file, and the middle of each overhead's range."""
         return {
-            key: (plausible.low + plausible.high) / 2 if key.startswith("overhead") else self._stated(key)
+            key: (plausible.low + plausible.high) / 2 if key.startswith("overhead") else self.stated(key)
             for key, plausible in self.ranges.items()
         }
 
-    def _stated(self, key: str) -> float:
-        return setting(self.machine, key.partition(" [")[0])
+    def stated(self, key: str) -> float:
+        """What the machine file says for a fitted value."""
+        return setting(self.machine, setting_path(key)[0])
 
     def machine_with(self, values: Values, table: Table) -> Accelerator:
         """The machine with fitted values in place, as it stands for one table."""
         machine = self.machine
         for key, value in values.items():
-            path, _, owner = key.partition(" [")
-            if path != "overhead_us" and owner in ("", f"{table.name}]"):
+            path, owner = setting_path(key)
+            if path != "overhead_us" and owner in ("", table.name):
                 machine = with_setting(machine, path, value)
         return machine
 
@@ -125,6 +127,12 @@ def overhead_key(table: Table) -> str:
     return f"overhead_us [{table.name}]"
 
 
+def setting_path(key: str) -> tuple[str, str]:
+    """A fitted value's path in the machine and the table that it belongs to alone ("" for the machine itself)."""
+    path, _, owner = key.partition(" [")
+    return path, owner.removesuffix("]")
+
+
 def thinned(rows: np.ndarray) -> np.ndarray:
     """At most MOST_ROWS_TO_FIT rows, evenly spread."""
     every = -(-len(rows) // MOST_ROWS_TO_FIT)
@@ -133,9 +141,8 @@ def thinned(rows: np.ndarray) -> np.ndarray:
 
 def take(rows: Measured, chosen: np.ndarray) -> Measured:
     """Some rows of a table."""
-    from dataclasses import replace
 
-    def work(machine: Accelerator):  # type: ignore[no-untyped-def]
+    def work(machine: Accelerator) -> TiledWork:
         whole = rows.work(machine)
         values = {
             name: value[chosen] if np.ndim(value) and len(value) == len(rows) else value
@@ -147,7 +154,7 @@ def take(rows: Measured, chosen: np.ndarray) -> Measured:
         time_us=rows.time_us[chosen],
         groups=tuple(rows.groups[i] for i in chosen),
         labels=tuple(rows.labels[i] for i in chosen),
-        gflop=rows.gflop[chosen],
+        extent=rows.extent[chosen],
         work=work,
     )
 
@@ -183,7 +190,7 @@ def run_fit(fit: Fit, machine: Accelerator, folder: Path, study: Study, progress
             held[name].append(errors)
             own[name].append(within[name])
     middle = {key: float(np.median(values)) for key, values in found.items()}
-    shipped = {key: value if key.startswith("overhead") else fitting._stated(key) for key, value in middle.items()}
+    shipped = {key: value if key.startswith("overhead") else fitting.stated(key) for key, value in middle.items()}
     judged = []
     for table in fit.tables:
         errors = np.array(held[table.name])
@@ -195,6 +202,7 @@ def run_fit(fit: Fit, machine: Accelerator, folder: Path, study: Study, progress
                 held_out=errors,
                 in_sample=np.array(own[table.name]),
                 shipped=fitting.errors(shipped, table),
+                first_half=halves(groups, study.seed),
                 mean=interval(errors, groups, np.mean, study),
                 median=interval(errors, groups, np.median, study),
             )

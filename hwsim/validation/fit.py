@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -56,7 +56,7 @@ def _replace(block: Block, parts: list[str], value: float, path: str) -> Block:
     return block.model_copy(update={head: _replace(inside, rest, value, path)})
 
 
-def _step(place: object, part: str, path: str) -> object:
+def _step(place: object, part: str, path: str) -> Any:
     if isinstance(place, tuple):
         found = [item for item in place if getattr(item, "name", None) == part]
         if found:

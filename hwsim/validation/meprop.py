@@ -6,7 +6,9 @@ layers nor that of iterations (nor, for table 8, the mini-batch), so millisecond
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -71,7 +73,9 @@ def whole_backward(machine: Accelerator) -> Speedups:
     return _speedups(layers, time_us, TABLE_8_MS)
 
 
-def _speedups(layers, time_us, measured_ms) -> Speedups:  # type: ignore[no-untyped-def]
+def _speedups(
+    layers: Sequence[LinearShape], time_us: Callable[[Workload], float], measured_ms: Sequence[float]
+) -> Speedups:
     dense = time_us(workload_of(layers, batch=BATCH, training=True))
     sparse = [time_us(workload_of(layers, batch=BATCH, training=True, topk=RandomTopK(kept))) for kept in KEPT]
     return Speedups(measured_ms[0] / np.array(measured_ms[1:]), dense / np.array(sparse))
@@ -87,6 +91,7 @@ def meprop_section(machine: Accelerator) -> Section:
         for name, speedups in found.items()
         for kept, measured, simulated in zip(KEPT, speedups.measured, speedups.simulated, strict=True)
     ]
+    styles: tuple[tuple[str, Literal["points", "line"]], ...] = (("measured", "points"), ("simulated", "line"))
     shapes = ", ".join(f"{name}: {speedups.scaled_worst_factor:.2f}" for name, speedups in found.items())
     return Section(
         title=f"meProp's speed-up over k on {machine.name}",
@@ -94,7 +99,7 @@ def meprop_section(machine: Accelerator) -> Section:
         text=(
             "Dense backward time over top-k backward time, selection and gathering included, batch 1024, width 8192. "
             "Nothing is fitted to these tables; the machine is described from its data sheet and the V100's fit. "
-            "The papers do not state layer counts, iterations or (table 8) the mini-batch, so only ratios are compared: "
+            "The paper states no layer counts, iterations or (table 8) mini-batch, so only ratios are compared: "
             "the verdict asks that the speed-up falls with k and that its shape, up to one common factor, stays within "
             f"a factor of 2 at every k. Largest factor in shape: {shapes}."
         ),
@@ -105,13 +110,13 @@ def meprop_section(machine: Accelerator) -> Section:
                 y=Axis(label="dense time / top-k time", scale="log"),
                 series=tuple(
                     Series(
-                        name=f"{name}, {who}", x=tuple(float(k) for k in KEPT), y=tuple(map(float, values)), style=style
+                        name=f"{name}, {who}",
+                        x=tuple(float(k) for k in KEPT),
+                        y=tuple(map(float, getattr(speedups, who))),
+                        style=style,
                     )
                     for name, speedups in found.items()
-                    for who, values, style in (
-                        ("measured", speedups.measured, "points"),
-                        ("simulated", speedups.simulated, "line"),
-                    )
+                    for who, style in styles
                 ),
                 source=SOURCE,
             ),

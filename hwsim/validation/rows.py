@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Measured:
     time_us: np.ndarray
     groups: tuple[tuple[str, ...], ...]
     labels: tuple[str, ...]
-    gflop: np.ndarray
+    extent: np.ndarray  # the largest of m, n and k
     work: Callable[[Accelerator], TiledWork]  # of all rows
 
     def __len__(self) -> int:
@@ -52,6 +53,11 @@ def data_folder(given: Path | None = None) -> Path:
     if not folder.is_dir():
         raise SpecError(f"validation needs measured data: {root} has no folder gpu_measured")
     return folder
+
+
+def data_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each measured table."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.csv.gz"))}
 
 
 def read_rows(spec: GemmRows | ConvolutionRows, folder: Path) -> Measured:
@@ -84,8 +90,8 @@ def _gemms(spec: GemmRows, rows: Sequence[Row]) -> Measured:
     """GEMMs; rows that repeat a shape become one with the median time."""
     times: dict[tuple[int, int, int, str, str], list[float]] = {}
     for row in rows:
-        m, n, k = (int(row[axis]) for axis in "mnk")
-        times.setdefault((m, n, k, row["trans_a"], row["trans_b"]), []).append(float(row["time_us"]))
+        key = (int(row["m"]), int(row["n"]), int(row["k"]), row["trans_a"], row["trans_b"])
+        times.setdefault(key, []).append(float(row["time_us"]))
     shapes = sorted(times)
     m, n, k = (np.array([shape[axis] for shape in shapes], dtype=np.float64) for axis in range(3))
     if spec.layout == "column_major":  # a is m x k with m contiguous unless transposed, b k x n with k contiguous
@@ -98,7 +104,7 @@ def _gemms(spec: GemmRows, rows: Sequence[Row]) -> Measured:
         time_us=np.array([median(times[shape]) for shape in shapes]),
         groups=tuple(tuple(str(shape[names[key]]) for key in spec.group_by) for shape in shapes),
         labels=tuple(f"{s[0]} x {s[1]} x {s[2]} {s[3]}{s[4]}".strip() for s in shapes),
-        gflop=2e-9 * m * n * k,
+        extent=np.maximum(np.maximum(m, n), k),
         work=lambda machine: gemm_work(m, n, k, machine, (operand, operand, result), along_k),
     )
 
@@ -113,14 +119,11 @@ def _convolutions(spec: ConvolutionRows, rows: Sequence[Row]) -> Measured:
             times.setdefault(_geometry(row), []).append(float(value) * 1e3)
     shapes = list(times)
     number = parse_format(spec.format)
-    gflop = [
-        2e-9 * c.batch * math.prod(c.out_size) * c.out_channels * c.in_channels * math.prod(c.kernel) for c in shapes
-    ]
     return Measured(
         time_us=np.array([median(times[shape]) for shape in shapes]),
         groups=tuple((str(c.in_channels), str(c.out_channels), str(c.kernel), str(c.in_size)) for c in shapes),
         labels=tuple(_label(shape) for shape in shapes),
-        gflop=np.array(gflop),
+        extent=np.array([max(c.batch * math.prod(c.out_size), c.in_channels, c.out_channels) for c in shapes]),
         work=lambda machine: stack([convolution_work(c, gemm, machine, (number,) * 3) for c in shapes]),
     )
 

@@ -117,10 +117,9 @@ class Fit(Spec):
 
 
 class Unseen(Spec):
-    """A machine described from its data sheet alone, with what another machine's fit found out about programs."""
+    """A machine described from its data sheet alone; `overhead_of` names a table of a fit above."""
 
     machine: str
-    like: str  # a fitted machine: its access efficiencies and overheads are taken over as they are
     tables: tuple[Annotated[GemmRows | ConvolutionRows, Field(discriminator="kind")], ...]
 
 

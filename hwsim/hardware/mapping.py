@@ -13,7 +13,6 @@ candidates at once, the lowering asks for one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -126,8 +125,13 @@ def ceil_div(a: Integers, b: Integers) -> Integers:
 
 def unit_depth(arrays: Arrays, rate: Fraction) -> tuple[int, int]:
     """Products that one unit takes in one step, and ticks of a step, if the array does `rate` MACs a cycle."""
-    speed = rate / (arrays.rows * arrays.cols)
-    depth = max(arrays.depth, int(speed))
+    return _unit_depth(arrays.rows * arrays.cols, arrays.depth, rate)
+
+
+@lru_cache(maxsize=256)
+def _unit_depth(units: int, least_depth: int, rate: Fraction) -> tuple[int, int]:
+    speed = rate / units
+    depth = max(least_depth, int(speed))
     step = depth / speed * TICKS
     return depth, ceil_div(step.numerator, step.denominator)
 
@@ -233,24 +237,32 @@ def chip_elements(work: GemmWork, name: str, tile: tuple[Integers, Integers, Int
     return size[first] * size[second]
 
 
-def kept_tiles(name: str, order: str, keep: Any, trips: dict[str, Integers], buffers: int) -> Integers:
-    """Tiles of an operand that are on chip at once: those met again, plus those in flight."""
+def _tile_rooms(work: GemmWork, tile: tuple[Integers, Integers, Integers]) -> dict[str, Integers]:
+    """Bytes of a tile of each operand in the innermost memory; results lie there at the width of partial sums."""
+    widest = max(work.sum_bits * 256, work.c.bits)
+    return {
+        "a": work.a.bytes_of(chip_elements(work, "a", tile)),
+        "b": work.b.bytes_of(chip_elements(work, "b", tile)),
+        "c": ceil_div(chip_elements(work, "c", tile) * widest, 2048),
+    }
+
+
+def kept_tiles(name: str, order: str, keep: bool, trips: dict[str, int], buffers: int) -> int:
+    """Tiles of an operand that are on chip at once: those met again along its free axis, plus those in flight."""
     free = order.index(FREE_AXIS[name])
-    held: Integers = 1
-    total: Integers = 1
+    held = total = 1
     for axis in AXES_OF[name]:
-        total = total * trips[axis]
-        if order.index(axis) > free:
-            held = held * trips[axis]
-    held = _where(keep, held, 1)
-    return _smaller(total, held + buffers - 1)
+        total *= trips[axis]
+        if keep and order.index(axis) > free:
+            held *= trips[axis]
+    return min(total, held + buffers - 1)
 
 
-def footprint_bytes(work: GemmWork, tile: tuple[Integers, Integers, Integers], held: dict[str, Integers]) -> Integers:
-    """Room that a mapping takes in the innermost memory: tiles of the operands, and partial sums at their width."""
-    sums = ceil_div(chip_elements(work, "c", tile) * max(work.sum_bits * 256, work.c.bits), 2048)
-    a, b = (work.operand(name).bytes_of(chip_elements(work, name, tile)) for name in "ab")
-    return a * held["a"] + b * held["b"] + sums * held["c"]
+def footprint_bytes(work: GemmWork, mapping: Mapping, buffers: int) -> int:
+    """Room that a mapping takes in the innermost memory."""
+    trips = {axis: ceil_div(work.extent(axis), size) for axis, size in zip("mnk", mapping.tile, strict=True)}
+    rooms = _tile_rooms(work, mapping.tile)
+    return sum(rooms[name] * kept_tiles(name, mapping.order, name in mapping.keep, trips, buffers) for name in "abc")
 
 
 def room_bytes(machine: Accelerator, resident_bytes: int = 0) -> int:
@@ -281,13 +293,13 @@ class SearchPrices:
 
 
 def search(
-    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 3
+    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 4
 ) -> list[Ranked]:
     """The `best` mappings by a closed-form estimate, deterministic; ties go to the first candidate.
 
     The space is bounded: per axis at most seven tile sizes (the array's own width times powers of two, and the whole
     extent), six loop orders, every choice of what to keep, and the dataflows that the machine offers. The estimate
-    is the larger of compute and port time, plus the first load and the last store, which nothing can hide.
+    sums over the kinds of passes the longer of computing and moving, plus the first load and the last store.
 
     Raises:
         SpecError: not even the smallest tiles fit.
@@ -295,9 +307,12 @@ def search(
     prices = prices or SearchPrices()
     flows = DATAFLOWS if machine.arrays.dataflow == "any" else (machine.arrays.dataflow,)
     found: list[Ranked] = []
-    for flow in flows:
-        found += _search_flow(work, machine, room, prices, flow, best)
-    if not found:
+    for finer in (1, 4, 16, 256):  # tiles smaller than the arrays only where no larger one fits
+        for flow in flows:
+            found += _search_flow(work, machine, room, prices, flow, best, finer)
+        if found:
+            break
+    else:
         raise SpecError(
             f"{machine.name}: memories[0].capacity_kib: the smallest tile of a {work.m} x {work.n} x {work.k} GEMM "
             f"does not fit in {room} bytes"
@@ -305,91 +320,124 @@ def search(
     return sorted(found, key=lambda item: item.score)[:best]
 
 
+# Every choice of what to keep, as rows of (a, b, c), the most first; for each loop order, which axes lie inside which.
+KEEP = np.array([[bits & 4, bits & 2, bits & 1] for bits in range(7, -1, -1)], bool)
+INSIDE = {
+    (inner, outer): np.array([order.index(inner) > order.index(outer) for order in ORDERS])[:, None]
+    for inner in "mnk"
+    for outer in "mnk"
+}
+
+
 def _search_flow(
-    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices, flow: Dataflow, best: int
+    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices, flow: Dataflow, best: int, finer: int
 ) -> list[Ranked]:
-    arrays, memory, burst = machine.arrays, machine.scratchpad, machine.dram.burst_bytes
-    tm, tn, tk = _candidate_tiles(work, arrays, flow)
-    trips = {axis: ceil_div(np.int64(work.extent(axis)), size) for axis, size in zip("mnk", (tm, tn, tk), strict=True)}
+    memory = machine.scratchpad
+    tile = _candidate_tiles(work, machine.arrays, flow, finer)
+    trips = {axis: ceil_div(work.extent(axis), size) for axis, size in zip("mnk", tile, strict=True)}
     tiles = trips["m"] * trips["n"] * trips["k"]
-    _, compute = array_ticks(arrays, work, flow, tm, tn, tk)
-    read, written, again = feed_bits(arrays, work, flow, tm, tn, tk)
-    feed = (read + written + again * (trips["k"] - 1) // trips["k"]) / 2048
-    port = (feed * (TICKS / memory.bytes_per_cycle)).astype(np.int64)
-    compute_total = np.maximum(compute, port) * tiles
+    read, written, again = feed_bits(machine.arrays, work, flow, *tile)
+    feed = (read + written + again * (trips["k"] - 1) / trips["k"]) / 2048  # bytes at the innermost memory, a tile
+    compute = np.maximum(array_ticks(machine.arrays, work, flow, *tile)[1], feed * (TICKS / memory.bytes_per_cycle))
 
-    # Bytes of each operand if every tile is fetched once, and bytes of its first tile.
-    whole = {name: _whole_bytes(work, name, (tm, tn, tk), trips, burst) for name in "abc"}
-    spill = _spill_bytes(work, trips)
-    rate = float(machine.dram_bytes_per_cycle)
-    first = sum(tile_bytes(work, name, (tm, tn, tk), burst) for name in "ab" if not work.operand(name).on_chip)
-    last = 0 if work.c.on_chip else tile_bytes(work, "c", (tm, tn, tk), burst)
+    moved = _moved_bytes(work, tile, trips, machine.dram.burst_bytes)
+    per_byte = TICKS / float(machine.dram_bytes_per_cycle)
+    ticks = tiles * _mean_pass(compute, moved, trips, per_byte, memory.buffers > 1)
+    ticks += (moved["a"] + moved["b"] + moved["c"]) * per_byte if memory.buffers > 1 else 0
+    total = _total_bytes(moved, trips, tiles)
+    energy = total * prices.dram_pj_per_byte + feed * tiles * prices.inner_pj_per_byte
+    score = {"cycles": ticks, "energy": energy, "edp": energy * ticks}[prices.objective]
 
-    # All loop orders (rows) and tiles (columns) at once, one choice of what to keep after the other.
-    ranked: list[Ranked] = []
-    for keep_a, keep_b, keep_c in _keep_choices():
-        keep = {"a": keep_a, "b": keep_b, "c": keep_c}
-        rows = []
-        for order in ORDERS:
-            held = {name: kept_tiles(name, order, keep[name], trips, memory.buffers) for name in "abc"}
-            rows.append(footprint_bytes(work, (tm, tn, tk), held))
-        fits = np.stack(rows) <= room
-        if not fits.any():
-            continue
-        moved = sum(
-            np.where(keep[name], whole[name], whole[name] * trips[FREE_AXIS[name]])
-            for name in "ab"
-            if not work.operand(name).on_chip
-        )
-        moved = moved + (0 if work.c.on_chip else whole["c"]) + (0 if keep_c else spill)
-        transfer = moved * (TICKS / rate)
-        if memory.buffers > 1:
-            ticks = np.maximum(compute_total, transfer) + (first + last) * (TICKS / rate)
-        else:
-            ticks = compute_total + transfer
-        score = ticks
-        if prices.objective != "cycles":
-            energy = moved * prices.dram_pj_per_byte + feed * tiles * prices.inner_pj_per_byte
-            score = energy if prices.objective == "energy" else energy * ticks
-        table = np.where(fits, score, np.inf)
-        for flat in np.argsort(table, axis=None, kind="stable")[:best]:
-            row, column = divmod(int(flat), table.shape[1])
-            if np.isfinite(table[row, column]):
-                tile = (int(tm[column]), int(tn[column]), int(tk[column]))
-                kept = "".join(name for name in "abc" if keep[name])
-                mapping = Mapping(flow, tile, ORDERS[row], kept)
-                ranked.append(Ranked(mapping, int(ticks[column]) * work.groups, float(table[row, column])))
-    return sorted(ranked, key=lambda item: item.score)[:best]
+    fits = _footprints(work, tile, trips, memory.buffers) <= room
+    table = np.where(fits, score[:, None, :], np.inf)  # what to keep x loop order x tile
+    count = min(best, table.size)
+    nearest = np.argpartition(table, count - 1, axis=None)[:count]
+    nearest = np.flatnonzero(table.ravel() <= table.ravel()[nearest].max())[: 8 * best]  # ties: the first candidates
+    ranked = []
+    for flat in nearest[np.argsort(table.ravel()[nearest], kind="stable")][:best]:
+        keep, order, column = (int(i) for i in np.unravel_index(flat, table.shape))
+        if np.isfinite(table[keep, order, column]):
+            m, n, k = (int(size[column]) for size in tile)
+            kept = "".join(name for name, chosen in zip("abc", KEEP[keep], strict=True) if chosen)
+            mapping = Mapping(flow, (m, n, k), ORDERS[order], kept)
+            ranked.append(Ranked(mapping, int(ticks[keep, column]) * work.groups, float(table[keep, order, column])))
+    return ranked
 
 
-def _keep_choices() -> Iterator[tuple[bool, bool, bool]]:
-    for bits in range(7, -1, -1):
-        yield bool(bits & 4), bool(bits & 2), bool(bits & 1)
+def _moved_bytes(
+    work: GemmWork, tile: tuple[Integers, Integers, Integers], trips: dict[str, Integers], burst: int
+) -> dict[str, Integers]:
+    """DRAM bytes of a mean tile of each operand, and of a tile of partial sums ("sums")."""
+    moved = {}
+    for name in "abc":
+        first, second = tuple(AXES_OF[name])
+        size = dict(zip("mnk", tile, strict=True))
+        covered = size[first] * trips[first] * size[second] * trips[second]
+        share = work.extent(first) * work.extent(second) / covered  # edge tiles are smaller
+        stays = work.operand(name).on_chip
+        moved[name] = np.zeros(len(tile[0])) if stays else tile_bytes(work, name, tile, burst) * share
+    moved["sums"] = tile[0] * tile[1] * (work.sum_bits / 8)
+    return moved
 
 
-def _whole_bytes(
-    work: GemmWork, name: str, tile: tuple[Integers, Integers, Integers], trips: dict[str, Integers], burst: int
+def _mean_pass(
+    compute: Integers, moved: dict[str, Integers], trips: dict[str, Integers], per_byte: float, overlap: bool
 ) -> Integers:
-    """Bytes of all tiles of an operand, each fetched once (full tiles everywhere: an estimate at the edges)."""
-    first, second = tuple(AXES_OF[name])
-    size = dict(zip("mnk", tile, strict=True))
-    share = (work.extent(first) * work.extent(second)) / (size[first] * trips[first] * size[second] * trips[second])
-    return tile_bytes(work, name, tile, burst) * trips[first] * trips[second] * share
+    """Ticks of a mean pass, for every choice of what to keep (rows) and tile (columns).
+
+    A kept operand is fetched in the first turn of its free axis alone, so passes are of eight kinds: with or without a
+    tile of a, of b, and a result to store. Each takes the longer of computing and moving, or both without overlap.
+    """
+    share_a = np.where(KEEP[:, :1], 1 / trips["n"], 1.0)
+    share_b = np.where(KEEP[:, 1:2], 1 / trips["m"], 1.0)
+    share_c = 1 / trips["k"]
+    spilled = np.where(KEEP[:, 2:], 0.0, moved["sums"] * per_byte)
+    mean = np.zeros_like(share_a)
+    for has_a in (True, False):
+        for has_b in (True, False):
+            for ends in (True, False):
+                share = (share_a if has_a else 1 - share_a) * (share_b if has_b else 1 - share_b)
+                transfer = (moved["a"] if has_a else 0) + (moved["b"] if has_b else 0) + (moved["c"] if ends else 0)
+                ticks = transfer * per_byte + (spilled if ends else 2 * spilled) * (trips["k"] > 1)
+                share = share * (share_c if ends else 1 - share_c)
+                mean = mean + share * (np.maximum(compute, ticks) if overlap else compute + ticks)
+    return mean
 
 
-def _spill_bytes(work: GemmWork, trips: dict[str, Integers]) -> Integers:
-    """Partial sums written out and fetched back where they are not kept along k."""
-    sums = ceil_div(work.m * work.n * work.sum_bits, 8)
-    return 2 * sums * (trips["k"] - 1)
+def _total_bytes(moved: dict[str, Integers], trips: dict[str, Integers], tiles: Integers) -> Integers:
+    """DRAM bytes of the whole GEMM, for every choice of what to keep and tile."""
+    a = moved["a"] * np.where(KEEP[:, :1], tiles / trips["n"], tiles)
+    b = moved["b"] * np.where(KEEP[:, 1:2], tiles / trips["m"], tiles)
+    spilled = np.where(KEEP[:, 2:], 0.0, 2 * moved["sums"] * (tiles - tiles / trips["k"]))
+    return a + b + moved["c"] * (tiles / trips["k"]) + spilled
 
 
-def _candidate_tiles(work: GemmWork, arrays: Arrays, flow: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _footprints(
+    work: GemmWork, tile: tuple[Integers, Integers, Integers], trips: dict[str, Integers], buffers: int
+) -> Integers:
+    """Room in bytes for every choice of what to keep x loop order x tile; `kept_tiles` for all of them at once."""
+    room: Integers = 0
+    sizes = _tile_rooms(work, tile)
+    for column, name in enumerate("abc"):
+        first, second = tuple(AXES_OF[name])
+        free = FREE_AXIS[name]
+        total = trips[first] * trips[second]
+        inner = np.where(INSIDE[first, free], trips[first], 1) * np.where(INSIDE[second, free], trips[second], 1)
+        kept = np.minimum(total, inner + buffers - 1) * sizes[name]
+        streamed = np.minimum(total, buffers) * sizes[name]
+        room = room + np.where(KEEP[:, column, None, None], kept[None], streamed[None, None])
+    return room
+
+
+def _candidate_tiles(
+    work: GemmWork, arrays: Arrays, flow: str, finer: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     depth, _ = unit_depth(arrays, work.rate)
     row_axis, col_axis, _ = fold_axes(flow)
     unit = {"m": 16, "n": 16, "k": 16 * depth}
     unit[row_axis] = arrays.rows * (depth if row_axis == "k" else 1)
     unit[col_axis] = arrays.cols
-    return _grid(*(_sizes(work.extent(axis), unit[axis]) for axis in "mnk"))
+    return _grid(*(_sizes(work.extent(axis), max(1, unit[axis] // finer)) for axis in "mnk"))
 
 
 @lru_cache(maxsize=4096)

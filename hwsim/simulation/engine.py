@@ -210,7 +210,7 @@ def _op_result(
         start_cycle=start / TICKS_PER_CYCLE,
         end_cycle=before / TICKS_PER_CYCLE,
         busy_cycles=busy / TICKS_PER_CYCLE,
-        stalls={cause: ticks / TICKS_PER_CYCLE for cause, ticks in stalls.items()},
+        stalls={cause: ticks / TICKS_PER_CYCLE for cause, ticks in stalls.items() if ticks},
         ideal_cycles=float(task.ideal_ticks / TICKS_PER_CYCLE),
         macs=task.macs,
         operations=sum(task.operations.values()) + task.compares,

@@ -33,7 +33,7 @@ class Mapper:
         self._chosen: dict[tuple[GemmWork, int], mappings.Mapping] = {}
 
     def choose(self, work: GemmWork, room: int) -> mappings.Mapping:
-        """The best mapping for `room` bytes; of the search's three best estimates for cycles the fastest is taken."""
+        """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken."""
         key = (work, room)
         if key not in self._chosen:
             ranked = mappings.search(work, self.machine, room, self.prices)

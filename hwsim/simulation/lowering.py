@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 from hwsim.hardware.accelerator import Accelerator
@@ -53,7 +54,7 @@ class RowGroup(NamedTuple):
 
 def ticks_at(quantity: int, per_cycle: Fraction | float) -> int:
     """Ticks to move a quantity at so much per cycle, rounded up."""
-    rate = Fraction(per_cycle)
+    rate = per_cycle if isinstance(per_cycle, Fraction) else Fraction(per_cycle)
     return -(-quantity * TICKS_PER_CYCLE * rate.denominator // rate.numerator)
 
 
@@ -108,9 +109,21 @@ class Lowering:
 
     def _path_ticks(self, stream: Stream) -> tuple[int, int, int]:
         """Ticks on the memory path (the slowest memory on it), and what DRAM and the outer memory need alone."""
-        dram = ticks_at(stream.dram, self.machine.dram_bytes_per_cycle)
-        outer = ticks_at(stream.chip, self.machine.outermost.bytes_per_cycle) if self.two_levels else 0
+        dram = ticks_at(stream.dram, self._dram_rate)
+        outer = ticks_at(stream.chip, self._outer_rate) if self.two_levels else 0
         return max(dram, outer), dram, outer
+
+    @cached_property
+    def _dram_rate(self) -> Fraction:
+        return self.machine.dram_bytes_per_cycle
+
+    @cached_property
+    def _outer_rate(self) -> Fraction:
+        return Fraction(self.machine.outermost.bytes_per_cycle)
+
+    @cached_property
+    def _inner_rate(self) -> Fraction:
+        return Fraction(self.machine.scratchpad.bytes_per_cycle)
 
     # ---- GEMMs
 
@@ -163,7 +176,7 @@ class Lowering:
     ) -> Pass:
         """One tile on the arrays; the innermost memory, or the vector unit behind them, may be too slow for them."""
         busy, compute = array_ticks(self.machine.arrays, work, dataflow, *tile)
-        port = ticks_at(sum(feed), self.machine.scratchpad.bytes_per_cycle)
+        port = ticks_at(sum(feed), self._inner_rate)
         vector = ceil_div(results * work.epilogue.numerator, work.epilogue.denominator)
         latency = self.machine.scratchpad.latency_cycles * TICKS_PER_CYCLE
         slots = busy * self._macs_per_tick(work)

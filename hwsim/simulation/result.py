@@ -54,7 +54,7 @@ class OpResult:
     start_cycle: float  # the op's window: from the end of the previous op's computation to the end of its own
     end_cycle: float
     busy_cycles: float  # the arrays are fed
-    stalls: dict[str, float]  # cause -> idle cycles of the arrays; busy + stalls = end - start
+    stalls: dict[str, float]  # cause -> idle cycles of the arrays, if any; busy + stalls = end - start
     ideal_cycles: float  # useful MACs at the peak rate of all arrays
     macs: int  # useful: padding and pruned positions are not counted
     operations: int  # elementary operations of the vector and select units
@@ -381,7 +381,7 @@ _PLAIN_FIELDS = (
 
 def _columns(ops: tuple[OpResult, ...]) -> dict[str, Any]:
     columns: dict[str, Any] = {name: [getattr(op, name) for op in ops] for name in _PLAIN_FIELDS}
-    columns["stalls"] = [{cause: cycles for cause, cycles in op.stalls.items() if cycles} for op in ops]
+    columns["stalls"] = [dict(op.stalls) for op in ops]
     columns["bytes"] = [{name: [t.read, t.written] for name, t in op.bytes.items()} for op in ops]
     columns["energy"] = [{name: [e.low, e.nominal, e.high] for name, e in op.energy.items()} for op in ops]
     return columns

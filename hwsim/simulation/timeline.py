@@ -45,7 +45,7 @@ def trace(
     def log(job: int, what: str, start: int, end: int) -> None:
         row = "port" if what in ("load", "store") else jobs[job].unit
         if end > start:
-            name, kind = f"{jobs[job].name} {what}", what.split()[0]
+            name, kind = f"{jobs[job].name} {what}", what.split(maxsplit=1)[0]
             events.append(_slice(name, kind, row, start * us, (end - start) * us))
 
     latency = round(accelerator.dram_latency_cycles * TICKS_PER_CYCLE)

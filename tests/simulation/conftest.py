@@ -107,7 +107,9 @@ def random_step() -> Callable[[random.Random], Workload]:
         layers: list[Shape] = []
         if rng.random() < 0.3:
             size, channels = rng.randint(4, 9), rng.randint(1, 6)
-            conv = ConvShape("conv", channels, (size, size), rng.randint(2, 12), (3, 3), (rng.randint(1, 2),) * 2, (1, 1))
+            conv = ConvShape(
+                "conv", channels, (size, size), rng.randint(2, 12), (3, 3), (rng.randint(1, 2),) * 2, (1, 1)
+            )
             layers.append(conv)
             inputs = conv.filters * conv.out_size[0] * conv.out_size[1]
         else:

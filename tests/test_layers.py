@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "hardware": NUMBERS | READING | {"workload"},
     "simulation": NUMBERS | READING | {"workload", "hardware"},
     "training": NUMBERS | READING | {"workload", "workload_file", "kernels", "data"},
-    "measurement": NUMBERS | READING | {"workload", "simulation.result", "kernels"},
+    "measurement": NUMBERS | READING | {"workload", "section", "simulation.result", "kernels"},
     "experiment": READING | PLANS | {"arithmetic"},
     **dict.fromkeys(
         RECORDS,
@@ -43,6 +43,10 @@ ALLOWED: dict[str, set[str]] = {
     | RECORDS
     | {"__version__", "training", "simulation", "measurement", "catalog", "data", "experiment", "hardware", "workload"}
     | {"provenance", "workload_file"},
+    "validation": NUMBERS
+    | READING
+    | RECORDS
+    | {"simulation", "hardware", "workload", "catalog", "provenance", "measurement.record"},
     "sweep": READING | RECORDS | {"pipeline", "catalog", "experiment"},
 }
 

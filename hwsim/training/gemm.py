@@ -12,6 +12,7 @@ from hwsim.arithmetic.mac import Chunked, Fused, MacSpec, Native
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.arithmetic.storage import Cast
 from hwsim.training.rounded_sum import add_rounded
+from hwsim.training.scaling import scale_for
 from hwsim.training.step import Site
 
 
@@ -20,6 +21,10 @@ def read(stored: Tensor, site: Site, role: str, gemm: str) -> Tensor:
     cast = site.precision.cast(role, gemm)
     if cast is None:
         return stored
+    scaling = site.precision.scaling(role)
+    if scaling is not None:
+        factor = scale_for(stored, cast.format, scaling, site, f"{gemm}.{role}")
+        return cast_tensor(stored * factor, cast, site, gemm, role) * (1 / factor)
     if role == "weight" and not cast.rounding.stochastic and not isinstance(cast.format, BlockScaled):
         return read_once(stored, cast, site)
     return cast_tensor(stored, cast, site, gemm, role)
@@ -37,10 +42,8 @@ def read_once(stored: Tensor, cast: Cast, site: Site) -> Tensor:
 def read_along(stored: Tensor, axis: int, site: Site, role: str, gemm: str) -> Tensor:
     """Return the tensor as `read` does, with blocks along `axis`, the one that the GEMM reduces."""
     cast = site.precision.cast(role, gemm)
-    if cast is None:
-        return stored
-    if axis in (-1, stored.ndim - 1) or not isinstance(cast.format, BlockScaled):
-        return cast_tensor(stored, cast, site, gemm, role)
+    if cast is None or axis in (-1, stored.ndim - 1) or not isinstance(cast.format, BlockScaled):
+        return read(stored, site, role, gemm)
     along = stored.transpose(axis, -1).contiguous()
     return cast_tensor(along, cast, site, gemm, role).transpose(axis, -1)
 
@@ -53,6 +56,9 @@ def same_reading(site: Site, role: str, first: str, second: str) -> bool:
     one, other = site.precision.cast(role, first), site.precision.cast(role, second)
     if one is None or other is None:
         return one is other
+    scaling = site.precision.scaling(role)
+    if scaling is not None and scaling.method == "delayed":
+        return False  # each GEMM keeps its own history
     return one == other and not isinstance(one.format, BlockScaled) and not one.rounding.stochastic
 
 

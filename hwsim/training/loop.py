@@ -283,6 +283,7 @@ class _Run:
             "updates": self.optimizer.updates,
             "loss_scale": [scale.factor, scale.good],
             "recorded": recorded,
+            "magnitudes": self.emulation.step.magnitudes,
             "uncovered": sorted(self.emulation.step.uncovered),
         }
         save_checkpoint(self.checkpoint, self._tensors(), plain)
@@ -301,6 +302,7 @@ class _Run:
         self.optimizer.updates = plain["updates"]
         self.optimizer.loss_scale.factor, self.optimizer.loss_scale.good = plain["loss_scale"]
         self.emulation.step.uncovered.update(plain["uncovered"])
+        self.emulation.step.magnitudes = plain["magnitudes"]
         if plain["recorded"]:
             self.workloads = split_workload(load_workload(self.checkpoint.with_name(plain["recorded"])))
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

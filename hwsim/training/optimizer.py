@@ -29,6 +29,8 @@ from hwsim.training.rounded_sum import add_rounded
 
 EPSILON = {"adam": 1e-8, "adamw": 1e-8, "adagrad": 1e-6, "sgd": 0.0}
 
+SMALLEST_NORMAL = 2.0**-126  # of float32; smaller states become 0 (hwsim.kernels.numba_cpu.update says why)
+
 
 @dataclass
 class ParameterState:
@@ -127,11 +129,11 @@ class Optimizer:
                 g = self._keep(part, "momentum", _float32(recipe.momentum) * s["momentum"] + g)
             return -_float32(rate) * g
         if recipe.optimizer == "adagrad":
-            total = self._keep(part, "square_sum", s["square_sum"] + g * g)
+            total = self._keep(part, "square_sum", s["square_sum"] + _square(g))
             return -_float32(rate) * (g / (_square_root(total) + self._epsilon))
         keep1, new1, keep2, new2, corrected, correction = self._adam_factors(rate)
         m = self._keep(part, "moment1", keep1 * s["moment1"] + new1 * g)
-        v = self._keep(part, "moment2", keep2 * s["moment2"] + new2 * (g * g))
+        v = self._keep(part, "moment2", keep2 * s["moment2"] + new2 * _square(g))
         return -corrected * (m / (_square_root(v) / correction + self._epsilon))
 
     @property
@@ -147,8 +149,10 @@ class Optimizer:
         return tuple(_float32(f) for f in factors)  # type: ignore[return-value]
 
     def _keep(self, part: ParameterState, name: str, value: Tensor) -> Tensor:
-        """Store a new state in its format and return it as stored."""
+        """Store a new state in its format and return it as stored; in float32, subnormal ones become 0."""
         cast = part.precision.cast("optimizer_state")
+        if cast is None:
+            value = torch.where(value.abs() < SMALLEST_NORMAL, 0.0, value)
         part.states[name].copy_(value if cast is None else _rounded(value, cast, self._stream(part, name)))
         return part.states[name]
 
@@ -221,3 +225,8 @@ def _float32(value: float) -> float:
 def _square_root(x: Tensor) -> Tensor:
     """Return the correctly rounded square root; torch's own on the CPU (MKL's) is off by a bit now and then."""
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
+def _square(x: Tensor) -> Tensor:
+    """Return the squares, 0 for those below the smallest normal float32."""
+    return torch.where(x.abs() < SMALLEST_NORMAL**0.5, 0.0, x).square()

@@ -89,6 +89,12 @@ class Rule:
         casts = {key: Cast.parse(value) for key, value in self.casts.items()}
         macs = {key: parse_mac(value) for key, value in self.macs.items()}
         scaling = {k: v if isinstance(v, Scaling) else Scaling(v) for k, v in self.scaling.items()}
+        for role in scaling:
+            held = [cast for key, cast in casts.items() if key.rpartition(".")[2] == role]
+            if any(isinstance(cast.format, BlockScaled) for cast in held):
+                raise SpecError(f"scaling.{role}: got a block format, which brings its own scales; leave this out")
+        if scaling and any(isinstance(macs[gemm].accumulator, FixedPoint) for gemm in GEMMS if gemm in macs):
+            raise SpecError("scaling: got a fixed-point accumulator, expected a float one: the scale moves its grid")
         object.__setattr__(self, "casts", casts)
         object.__setattr__(self, "macs", macs)
         object.__setattr__(self, "scaling", scaling)

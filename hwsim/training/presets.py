@@ -6,8 +6,10 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 
+from hwsim.arithmetic.mac import MacSpec, named_mac
+from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
-from hwsim.training.plan import GEMMS, NATIVE_SUM, PrecisionPlan, Rule
+from hwsim.training.plan import GEMMS, NATIVE_SUM, PrecisionPlan, Rule, Scaling
 
 
 def float32() -> PrecisionPlan:
@@ -52,12 +54,113 @@ def fp8_hybrid() -> PrecisionPlan:
     )
 
 
+def deepseek_fp8() -> PrecisionPlan:
+    """Return e4m3fn in blocks of 128 forward and backward, sums promoted to float32 every 128 products.
+
+    DeepSeek-V3, arXiv 2412.19437, section 3.3. Inside a chunk the sum has Hopper's 13 fraction bits, truncated. Two
+    choices differ from the report: scales are powers of two (the report's are float32), and weights have blocks of 128
+    along the reduced axis (the report's are 128 x 128).
+    """
+    blocks = Cast("block(float8_e4m3fn, 128)")
+    mac = MacSpec("e8m13", "toward_zero", order="chunked(128, float32)")
+    casts = {**dict.fromkeys(("input", "weight", "gradient"), blocks), **resting_in("bfloat16")}
+    return PrecisionPlan("deepseek_fp8", (Rule("*", casts, dict.fromkeys(GEMMS, mac)),))
+
+
+def mxfp8() -> PrecisionPlan:
+    """Return MXFP8 with e4m3 elements for all operands and float32 sums (Mishra et al., arXiv 2506.08027)."""
+    return _blocks("mxfp8", "mxfp8_e4m3")
+
+
+def mxfp4() -> PrecisionPlan:
+    """Return MXFP4 operands, gradients rounded stochastically, float32 sums (Tseng et al., arXiv 2502.20586).
+
+    That paper's Hadamard rotation is not part of it.
+    """
+    return _blocks("mxfp4", "mxfp4_e2m1", "mxfp4_e2m1 stochastic")
+
+
+def nvfp4() -> PrecisionPlan:
+    """Return NVFP4 operands, gradients rounded stochastically, float32 sums (NVIDIA, arXiv 2509.25149).
+
+    That report's Hadamard rotation, two-dimensional weight blocks and its layers left in bfloat16 are not part of it.
+    """
+    return _blocks("nvfp4", "nvfp4", "nvfp4 stochastic")
+
+
+def int8() -> PrecisionPlan:
+    """Return int8 operands with one power-of-two scale a tensor, gradients rounded stochastically.
+
+    Integer sums of such products cannot round or overflow in 32 bits below 131,072 products, so an exact sum that is
+    rounded to float32 at its end is what the integer accumulator and its conversion give.
+    """
+    mac = MacSpec("float32", order="exact")
+    operand, gradient = Cast("int8"), Cast("int8", "stochastic")
+    casts = {"input": operand, "weight": operand, "gradient": gradient}
+    scaling = dict.fromkeys(casts, Scaling("current"))
+    return PrecisionPlan("int8", (Rule("*", casts, dict.fromkeys(GEMMS, mac), scaling),))
+
+
+def fixed_point() -> PrecisionPlan:
+    """Return 16-bit fixed point for every tensor, rounded stochastically, with wide saturating sums.
+
+    After Gupta et al., "Deep Learning with Limited Numerical Precision", arXiv 1502.02551: 16-bit words, stochastic
+    rounding, sums in wide fixed point (48 bits there and here). Their fraction widths differ by experiment; these are
+    ours: 12 bits for activations, 14 for weights and gradients. The loss scale of 64 is ours too.
+    """
+    mac = MacSpec("fixed48.26", overflow="saturate")
+
+    def word(fraction: int) -> Cast:
+        return Cast(f"fixed16.{fraction}", "stochastic", "saturate")
+
+    casts = {
+        **dict.fromkeys(("input", "activation"), word(12)),
+        **dict.fromkeys(("weight", "gradient", "activation_gradient", "master_weight"), word(14)),
+    }
+    plan = PrecisionPlan("fixed_point", (Rule("*", casts, dict.fromkeys(GEMMS, mac)),))
+    return plan.with_loss_scale(64.0)
+
+
+def h200_fp8() -> PrecisionPlan:
+    """Return fp8_hybrid with the sums of an H200's own tensor cores (wgmma: 13 fraction bits, fused steps of 32)."""
+    hybrid = fp8_hybrid()
+    macs = dict.fromkeys(GEMMS, named_mac("h200.float8_e4m3fn.float32.wgmma"))  # e5m2 operands are summed alike
+    return PrecisionPlan("h200_fp8", (Rule("*", hybrid.rules[0].casts, macs),), hybrid.loss_scale)
+
+
+def h200_bfloat16() -> PrecisionPlan:
+    """Return bfloat16_mixed with the sums of an H200's own tensor cores."""
+    mixed = bfloat16_mixed()
+    macs = dict.fromkeys(GEMMS, named_mac("h200.bfloat16.float32.wgmma"))
+    return PrecisionPlan("h200_bfloat16", (Rule("*", mixed.rules[0].casts, macs),))
+
+
+def _blocks(name: str, forward: str, backward: str | None = None) -> PrecisionPlan:
+    """Return the plan of a block format: operands in it, float32 sums, bfloat16 between layers."""
+    operand, gradient = Cast.parse(forward), Cast.parse(backward or forward)
+    casts = {"input": operand, "weight": operand, "gradient": gradient, **resting_in("bfloat16")}
+    return PrecisionPlan(name, (Rule("*", casts),))
+
+
+def resting_in(number: str) -> dict[str, Cast]:
+    """Return the casts of tensors that rest in memory between layers."""
+    return {"activation": Cast(number), "activation_gradient": Cast(number)}
+
+
 PRESETS: dict[str, Callable[[], PrecisionPlan]] = {
     "float32": float32,
     "float32_sequential": float32_sequential,
     "bfloat16_mixed": bfloat16_mixed,
     "float16_mixed": float16_mixed,
     "fp8_hybrid": fp8_hybrid,
+    "deepseek_fp8": deepseek_fp8,
+    "mxfp8": mxfp8,
+    "mxfp4": mxfp4,
+    "nvfp4": nvfp4,
+    "int8": int8,
+    "fixed_point": fixed_point,
+    "h200_fp8": h200_fp8,
+    "h200_bfloat16": h200_bfloat16,
 }
 
 

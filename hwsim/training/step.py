@@ -32,6 +32,7 @@ class Step:
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer
     repeats: dict[str, int] = field(default_factory=dict)  # how often a part ran so far, by path; cleared each step
     weights_read: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)  # cast once a step
+    magnitudes: dict[str, list[float]] = field(default_factory=dict)  # delayed scaling: largest of the last steps
     uncovered: set[str] = field(default_factory=set)  # functions that ran as torch does
 
 

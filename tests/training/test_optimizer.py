@@ -72,6 +72,22 @@ def test_fused_kernels_give_the_bits_of_the_definition(name):
     assert not all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam", "adagrad"])
+def test_states_never_get_stuck_below_the_normal_numbers(name):
+    for fused in (True, False):
+        net = layer()
+        optimizer = Optimizer(net, FLOAT32, Recipe(**{**RECIPES[name].model_dump(), "weight_decay": 0.0}))
+        if not fused:
+            optimizer._fuses = lambda part, gradient: False
+        for value in (2.0**-120, 2.0**-70, *[0.0] * 200):
+            for p in net.parameters():
+                p.grad = torch.full_like(p, value)
+            optimizer.update(0.001)
+            for part in optimizer.parameters:
+                for state in part.states.values():
+                    assert not ((state != 0) & (state.abs() < 2.0**-126)).any()
+
+
 def test_weights_and_states_are_always_in_their_formats():
     plan = PrecisionPlan(
         "narrow", (Rule("*", {"master_weight": "bfloat16 stochastic", "optimizer_state": "float8_e5m2"}),)

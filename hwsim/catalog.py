@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwsim.document import is_path
+from hwsim.document import is_path, read_text
 from hwsim.errors import SpecError
 from hwsim.spec import load_yaml
 from hwsim.spec_errors import near
@@ -35,18 +35,28 @@ def models() -> dict[str, Path]:
 def accelerators() -> dict[str, Path]:
     """Shipped accelerators by name; other YAML files of the folder, such as energy tables, are left out."""
     files = _files(_shipped_folder("accelerators"), ".yaml")
-    return {name: path for name, path in files.items() if _schema_kind(path) == "accelerator"}
+    return {name: path for name, path in files.items() if schema_kind(path) == "accelerator"}
 
 
 def energy_tables() -> dict[str, Path]:
     """Shipped tables of energy prices by name; they lie beside the accelerators."""
     files = _files(_shipped_folder("accelerators"), ".yaml")
-    return {name: path for name, path in files.items() if _schema_kind(path) == "energy"}
+    return {name: path for name, path in files.items() if schema_kind(path) == "energy"}
 
 
 def experiments() -> dict[str, Path]:
     """Experiment files that are at hand by name: "quickstart", and the studies of a checkout."""
+    return {name: path for name, path in studies().items() if schema_kind(path) == "experiment"}
+
+
+def studies() -> dict[str, Path]:
+    """Everything that `hwsim run` takes by name: experiments, and studies of other kinds such as the validation."""
     return {"quickstart": _PACKAGE / "quickstart.yaml", **reports()}
+
+
+def study_file(name_or_path: str | Path) -> Path:
+    """The file of a study. Raises SpecError if there is none."""
+    return _find("experiment", name_or_path, studies(), None)
 
 
 def reports() -> dict[str, Path]:
@@ -112,7 +122,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """
     from hwsim.experiment import Experiment
 
-    path = _find("experiment", name_or_path, experiments(), None)
+    path = study_file(name_or_path)
     return load_yaml(path, Experiment).in_folder(path.parent)
 
 
@@ -128,9 +138,9 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob(f"*{ending}")) if not path.stem.startswith("_")}
 
 
-def _schema_kind(path: Path) -> str:
-    """The kind in the file's schema line, without parsing the file: shipped files name it first."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+def schema_kind(path: Path) -> str:
+    """The kind in the file's schema line ("experiment"), without parsing the rest; empty if it has none."""
+    for line in read_text(path).splitlines():
         if line.startswith("schema:"):
             return line.partition(":")[2].strip().strip("\"'").partition("/")[0]
     return ""

@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,7 +29,7 @@ from hwsim.experiment import Experiment, Point
 from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.energy import load_energy_table
 from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
-from hwsim.results import Provenance, Results, write_atomically
+from hwsim.results import Provenance, Results, locked, write_atomically
 from hwsim.simulation.sparsity import Sparsity
 from hwsim.spec import Spec, dump_json, load_json, to_plain
 from hwsim.workload import Workload
@@ -112,7 +111,7 @@ def run(
         expected.check_names([point.name for point in points], [machine.name for machine in machines])
     paths = Paths(Path(out) if out is not None else Path("runs") / experiment.name, resume, progress or _ignore)
     started = time.monotonic()
-    with _locked(paths.folder):
+    with locked(paths.folder):
         data = load(experiment.data, data_dir)
         trials = [
             Trial(point, seed, _trial_key(experiment, point, seed, data))
@@ -294,27 +293,7 @@ def _simulate(
     return simulated
 
 
-# ---- the output folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run; the lock goes when the process does, however it ends."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise SpecError(f"{folder}: cannot be written to ({error.strerror or error})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpecError(
-                f"{folder}: another run is using this folder, wait for it or choose another --out"
-            ) from None
-        yield
+# ---- records
 
 
 def _read(path: Path, kind: type[Record]) -> Record | None:

@@ -81,7 +81,8 @@ def _one_per_value(
     for place, found in findings.items():
         deeper = [other for other in findings if len(other) > len(place) and other[: len(place)] == place]
         is_union = any(tags for tags, _ in found)
-        if is_union and deeper:
+        only_too_short = all(finding["type"] == "too_short" for _, finding in found)  # pydantic drops wrong entries
+        if deeper and (is_union or only_too_short):
             continue
         kept[place] = [finding for _, finding in found]
     return kept
@@ -222,19 +223,27 @@ def _annotations_at(place: Place, model: type[BaseModel]) -> list[Any]:
     for part in place:
         found: list[Any] = []
         for annotation in here:
-            origin = get_origin(annotation)
-            arguments = [argument for argument in get_args(annotation) if argument is not Ellipsis]
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 for member in (annotation, getattr(annotation, "DESCRIBED_BY", None)):
                     for name, field in member.model_fields.items() if member else ():
                         if part in (name, field.alias):
                             found += _unwrap(field.annotation)
-            elif origin in (list, tuple, Sequence) and isinstance(part, int) and arguments:
-                found += _unwrap(arguments[0] if len(arguments) == 1 else arguments[min(part, len(arguments) - 1)])
-            elif origin in (dict, Mapping) and len(arguments) == 2:
-                found += _unwrap(arguments[1])
+            else:
+                entries = _entries(annotation, part)
+                found += [] if entries is None else _unwrap(entries)
         here = found
     return here
+
+
+def _entries(annotation: Any, part: str | int) -> Any:
+    """Type of the entries of a list or mapping, its bounds included; None for anything else."""
+    origin = get_origin(annotation)
+    arguments = [argument for argument in get_args(annotation) if argument is not Ellipsis]
+    if origin in (list, tuple, Sequence) and isinstance(part, int) and arguments:
+        return arguments[0] if len(arguments) == 1 else arguments[min(part, len(arguments) - 1)]
+    if origin in (dict, Mapping) and len(arguments) == 2:
+        return arguments[1]
+    return None
 
 
 def _models_at(place: Place, model: type[BaseModel]) -> list[type[BaseModel]]:
@@ -250,8 +259,11 @@ def _expected_at(place: Place, model: type[BaseModel]) -> str | None:
             for name, field in member.model_fields.items():
                 if place[-1] in (name, field.alias):
                     return describe_type(field.annotation, field.metadata)
-    kinds = _annotations_at(place, model)
-    return describe_type(kinds[0], ()) if len(kinds) == 1 else None
+    for parent in _annotations_at(place[:-1], model):
+        entries = _entries(parent, place[-1])
+        if entries is not None:
+            return describe_type(entries)
+    return None
 
 
 def describe_type(annotation: Any, metadata: Iterable[Any] = ()) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from hwsim.catalog import accelerators, energy_tables, experiments, load_model, models
+from hwsim.catalog import accelerators, energy_tables, load_model, models, studies
 from hwsim.document import parse_json, parse_yaml, read_text
 from hwsim.errors import SpecError
 from hwsim.spec import Spec, load_json, load_yaml
@@ -42,6 +42,7 @@ def _file_kinds() -> dict[str, tuple[str, str]]:
         "expected": ("hwsim.expected", "Expected"),
         "experiment": ("hwsim.experiment", "Experiment"),
         "plan": ("hwsim.training.plan_file", "PlanSpec"),
+        "validation": ("hwsim.validation.study", "Study"),
         "results": ("hwsim.results", "Results"),
         "workload": ("hwsim.workload_file", "WorkloadFile"),
     }
@@ -49,7 +50,7 @@ def _file_kinds() -> dict[str, tuple[str, str]]:
 
 def shipped_files() -> list[Path]:
     """Every file that ships with hwsim and can be wrong."""
-    named = [models(), accelerators(), energy_tables(), experiments()]
+    named = [models(), accelerators(), energy_tables(), studies()]
     return [path for files in named for path in files.values()]
 
 

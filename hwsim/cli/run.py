@@ -37,9 +37,13 @@ def run(
       hwsim run my_study.yaml --out runs/second --resume
       hwsim run my_study.yaml --only simulate      (after changing an accelerator)
     """
-    from hwsim.catalog import load_experiment
+    from hwsim.catalog import load_experiment, schema_kind, study_file
 
-    run_and_report(load_experiment(experiment), out, only, resume, data_dir, f"hwsim run {experiment}")
+    path = study_file(experiment)
+    if schema_kind(path) == "validation":
+        _run_validation(path, out, data_dir)
+    else:
+        run_and_report(load_experiment(experiment), out, only, resume, data_dir, f"hwsim run {experiment}")
 
 
 def run_and_report(
@@ -61,4 +65,22 @@ def run_and_report(
         raise typer.Exit(130) from None
     page = write_page(results, folder)
     print_summary(results)
+    output().print(f"\nReport: {page}", markup=False)
+
+
+def _run_validation(path: Path, out: Path | None, data_dir: Path | None) -> None:
+    """Run a study of kind validation/1, which trains nothing, and write its page as for every run."""
+    from hwsim.cli.screen import messages, output
+    from hwsim.cli.summary import print_sections
+    from hwsim.report.page import write_page
+    from hwsim.results import locked
+    from hwsim.validation.run import run_study
+
+    folder = out or Path("runs") / path.parent.name
+    with locked(folder):
+        console = messages()
+        results = run_study(path, progress=lambda what: console.print(what, markup=False), data_dir=data_dir)
+        results.write(folder / "results.json")
+    page = write_page(results, folder)
+    print_sections(results)
     output().print(f"\nReport: {page}", markup=False)

@@ -41,7 +41,7 @@ def describe(name: str) -> str:
     from hwsim.spec import dump_yaml
     from hwsim.training.presets import PRESETS, named_plan
 
-    shipped = {**catalog.accelerators(), **catalog.experiments(), **catalog.energy_tables()}
+    shipped = {**catalog.accelerators(), **catalog.studies(), **catalog.energy_tables()}
     if is_path(name) or name in shipped:
         path = shipped.get(name, Path(name))
         if path.suffix == ".py":

@@ -26,6 +26,15 @@ class Engine(StrEnum):
     EVENTS = "events"
 
 
+class Sparsity(StrEnum):
+    """How much of the pruned work is saved."""
+
+    REAL = "real"
+    DENSE = "dense"
+    ZEROS = "zeros"
+    IDEAL = "ideal"
+
+
 class Objective(StrEnum):
     """What the mapping search makes small."""
 
@@ -39,12 +48,17 @@ def simulate(
     gemm: Annotated[list[str] | None, typer.Option(help="M,N,K of one GEMM; may be given again.")] = None,
     gemms: Annotated[Path | None, typer.Option(help="CSV file with the columns m,n,k and perhaps format.")] = None,
     workload: Annotated[Path | None, typer.Option(help="A recorded step: runs/NAME/trials/KEY.workload.json.")] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="The same workload without its top-k selection.")] = False,
-    format: Annotated[str, typer.Option(help="Number format of the operands of GEMMs.")] = "bfloat16",
+    topology: Annotated[Path | None, typer.Option(help="SCALE-Sim topology CSV, convolutions or GEMMs.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="With --topology: one whole training step.")] = False,
+    batch: Annotated[int, typer.Option(help="With --topology: examples in a batch.", min=1)] = 1,
+    format: Annotated[str, typer.Option(help="Number format of the operands; a workload has its own.")] = "bfloat16",
+    sparsity: Annotated[Sparsity, typer.Option(help="What becomes of a workload's top-k selection.")] = Sparsity.REAL,
+    mapping: Annotated[str | None, typer.Option(help="Pin the mapping, written as --json prints it.")] = None,
     engine: Annotated[Engine, typer.Option(help="events: by SimPy; fast: its compiled twin.")] = Engine.FAST,
     objective: Annotated[Objective, typer.Option(help="What the mapping search makes small.")] = Objective.CYCLES,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in input order.")] = False,
     csv_out: Annotated[Path | None, typer.Option("--csv", help="Write one row an op and step to this file.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write the timeline for ui.perfetto.dev to this file.")] = None,
 ) -> None:
     """Say how many cycles, microseconds and picojoules work takes on an accelerator, and where they go.
 
@@ -55,34 +69,54 @@ def simulate(
       hwsim simulate --gemm 64,500,784 --accelerator systolic_32x32
       hwsim simulate --gemms shapes.csv --format float8_e4m3fn --accelerator my_chip.yaml --json
       hwsim simulate --workload runs/quickstart/trials/KEY.workload.json --accelerator systolic_32x32
+      hwsim simulate --topology resnet18.csv --training --batch 32 --accelerator systolic_128x128 --trace step.json
     """
     from hwsim.catalog import load_accelerator
     from hwsim.simulation.engine import simulate as run
 
-    jobs = _jobs(gemm, gemms, workload, format, dense)
+    if bool(gemm) + (gemms is not None) + (workload is not None) + (topology is not None) != 1:
+        raise typer.BadParameter("give exactly one of --gemm, --gemms, --workload and --topology")
+    jobs = (
+        _read_topology(topology, batch, format, training)
+        if topology is not None
+        else _read_workload(workload)
+        if workload is not None
+        else _gemm_jobs(gemm or [], gemms, format)
+    )
     machine = load_accelerator(accelerator)
-    results = [run(work, machine, engine.value, objective=objective.value) for work in jobs]
+    choices: dict[str, Any] = {"sparsity": sparsity.value, "objective": objective.value, "mapping": mapping}
+    results = [run(work, machine, engine.value, **choices) for work in jobs]
     if csv_out is not None:
         _write_csv(results, csv_out)
+    if trace is not None:
+        _write_trace(jobs, machine, trace, choices)
     if as_json:
         typer.echo(json.dumps([_plain(work, result) for work, result in zip(jobs, results, strict=True)], indent=2))
     else:
         _print(jobs, results, machine)
 
 
-def _jobs(
-    gemm: list[str] | None, gemms: Path | None, workload: Path | None, format: str, dense: bool
-) -> list[Workload]:
+def _gemm_jobs(gemm: list[str], gemms: Path | None, format: str) -> list[Workload]:
     from hwsim.simulation.engine import gemm_workload
+
+    shapes = _read_gemms(gemms, format) if gemms is not None else [_shape(text, format) for text in gemm]
+    return [gemm_workload([shape], name="x".join(map(str, shape[:3]))) for shape in shapes]
+
+
+def _read_workload(path: Path) -> list[Workload]:
     from hwsim.workload_file import load_workload
 
-    if bool(gemm) + (gemms is not None) + (workload is not None) != 1:
-        raise typer.BadParameter("give exactly one of --gemm, --gemms and --workload")
-    if workload is not None:
-        recorded = load_workload(workload)
-        return [recorded.dense() if dense else recorded]
-    shapes = _read_gemms(gemms, format) if gemms is not None else [_shape(text, format) for text in gemm or ()]
-    return [gemm_workload([shape], name="x".join(map(str, shape[:3]))) for shape in shapes]
+    return [load_workload(path)]
+
+
+def _read_topology(path: Path, batch: int, format: str, training: bool) -> list[Workload]:
+    """One job a layer, or one training step of them all."""
+    from hwsim.simulation.topology import read_topology, workload_of
+
+    layers = read_topology(path)
+    if training:
+        return [workload_of(layers, name=path.stem, batch=batch, format=format, training=True)]
+    return [workload_of([layer], name=layer.name, batch=batch, format=format) for layer in layers]
 
 
 def _shape(text: str, format: str) -> tuple[int, int, int, str]:
@@ -175,6 +209,16 @@ def _print(jobs: list[Workload], results: list[SimulationResult], machine: Accel
     notes = dict.fromkeys(note for result in results for note in result.notes)
     for note in notes:
         output().print(f"Note: {note}", markup=False)
+
+
+def _write_trace(jobs: list[Workload], machine: Accelerator, path: Path, choices: dict[str, Any]) -> None:
+    from hwsim.errors import SpecError
+    from hwsim.results import write_atomically
+    from hwsim.simulation.timeline import trace
+
+    if len(jobs) != 1:
+        raise SpecError(f"--trace: got {len(jobs)} jobs, expected one: a timeline shows one step or GEMM")
+    write_atomically(path, json.dumps(trace(jobs[0], machine, **choices), allow_nan=False))
 
 
 def _write_csv(results: list[SimulationResult], path: Path) -> None:

@@ -15,6 +15,9 @@ MISSING = "-"
 
 def print_summary(results: Results) -> None:
     """Print what the page shows first."""
+    print_sections(results)
+    if not results.configurations:
+        return
     summary = results.summary()
     target = summary.target_accuracy
     goal = "" if target is None else f" (target: dev accuracy {target:.2%}, {summary.target_rule})"
@@ -37,6 +40,13 @@ def print_summary(results: Results) -> None:
         )
     for gap in results.gaps():
         output().print(f"Missing: {gap}", markup=False)
+
+
+def print_sections(results: Results) -> None:
+    """Print the verdict of each section that a study adds to its page."""
+    rows = [(section.title, section.verdict or MISSING) for section in results.sections]
+    if rows:
+        print_table("", ("section", "verdict"), rows)
 
 
 def _accuracy_cells(row: AccuracyRow, results: Results) -> tuple[str, ...]:

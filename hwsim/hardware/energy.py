@@ -53,6 +53,13 @@ class Sram(Spec):
         return self
 
 
+class AreaPrices(Spec):
+    """Area of logic in um2 per bit (as `Logic` counts bits), of SRAM in mm2 per MiB."""
+
+    logic: Logic
+    sram_mm2_per_mib: Price
+
+
 class EnergyTable(Spec):
     """Prices of one technology."""
 
@@ -67,6 +74,7 @@ class EnergyTable(Spec):
     dram_pj_per_bit: Annotated[dict[str, Price], Field(min_length=1)]  # by kind of memory
     wire_pj_per_bit_mm: Price
     static_mw_per_mm2: Price
+    area: AreaPrices | None = None
 
     # ---- memory
 

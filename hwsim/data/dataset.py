@@ -113,8 +113,43 @@ def _fashion_mnist(folders: tuple[Path, ...]) -> Dataset:
     return load_mnist("fashion_mnist", folders)
 
 
+def _cifar10(folders: tuple[Path, ...]) -> Dataset:
+    from hwsim.data.cifar import load_cifar10
+
+    return load_cifar10(folders)
+
+
+def _ud_ewt(folders: tuple[Path, ...]) -> Dataset:
+    from hwsim.data.conllu import load_tagging
+
+    return load_tagging("xpos", folders)
+
+
+def _ud_ewt_upos(folders: tuple[Path, ...]) -> Dataset:
+    from hwsim.data.conllu import load_tagging
+
+    return load_tagging("upos", folders)
+
+
+def _ud_ewt_parsing(folders: tuple[Path, ...]) -> Dataset:
+    from hwsim.data.transitions import load_parsing
+
+    return load_parsing(folders)
+
+
+def _tiny_shakespeare(folders: tuple[Path, ...]) -> Dataset:
+    from hwsim.data.text import load_shakespeare
+
+    return load_shakespeare(folders)
+
+
 LOADERS: dict[str, Callable[[tuple[Path, ...]], Dataset]] = {
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "ud_ewt": _ud_ewt,
+    "ud_ewt_upos": _ud_ewt_upos,
+    "ud_ewt_parsing": _ud_ewt_parsing,
+    "tiny_shakespeare": _tiny_shakespeare,
 }

@@ -33,6 +33,19 @@ def _fashion(file: str, sha256: str) -> RemoteFile:
     return RemoteFile(f"fashion-mnist/{file}", tuple(mirror + file for mirror in mirrors), sha256)
 
 
+def _treebank(split: str, sha256: str) -> RemoteFile:
+    """Return a file of the commit of May 2025 that the hashes are of."""
+    address = "https://raw.githubusercontent.com/UniversalDependencies/UD_English-EWT/15d613d8447b/"
+    file = f"en_ewt-ud-{split}.conllu"
+    return RemoteFile(f"ud-ewt/{file}", (address + file,), sha256)
+
+
+TREEBANK = (
+    _treebank("train", "3fb78e2b55482c8ee00caa653af436c88c9e5bc9a73ce26e4ae3ddc79d2b7e7b"),
+    _treebank("dev", "531a54ff90d6ab12201c5a50c3e78e6ddac4de69abc4bce5d275d3cd29efe2b6"),
+    _treebank("test", "e266e515a0a7547657ed3d90d9ba46487d6bd251f27ad4269d4e8a427c8555cd"),
+)
+
 REMOTE: dict[str, tuple[RemoteFile, ...]] = {
     "digits": (),  # embedded in scikit-learn
     "mnist": (
@@ -46,6 +59,27 @@ REMOTE: dict[str, tuple[RemoteFile, ...]] = {
         _fashion("train-labels-idx1-ubyte.gz", "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
         _fashion("t10k-images-idx3-ubyte.gz", "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
         _fashion("t10k-labels-idx1-ubyte.gz", "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+    ),
+    "cifar10": (
+        RemoteFile(
+            "cifar10/cifar-10-binary.tar.gz",
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+    ),
+    "ud_ewt": TREEBANK,
+    "ud_ewt_upos": TREEBANK,
+    "ud_ewt_parsing": TREEBANK,
+    "tiny_shakespeare": (
+        RemoteFile(
+            "tinyshakespeare/input.txt",
+            (
+                "https://raw.githubusercontent.com/karpathy/char-rnn/"
+                "6f9487a6fe5b/data/tinyshakespeare/input.txt",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            ),
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        ),
     ),
 }
 

@@ -273,7 +273,7 @@ def _layout(figure: Figure) -> dict[str, Any]:
         across["rangemode"] = "tozero"
     layout: dict[str, Any] = {"barmode": "stack" if figure.stacked else "group", "bargap": 0.28}
     if figure.horizontal:
-        along |= {"autorange": "reversed", "title": None, "showgrid": False}
+        along |= {"range": [len(names) - 0.5, -0.5], "title": None, "showgrid": False}
         layout |= {"xaxis": across, "yaxis": along}
         layout["meta"] = {"narrow_labels": [_wrapped(name, _NARROW_LABEL_WIDTH) for name in names]}
     else:

@@ -137,8 +137,8 @@ def by_pass(results: Results, machine: Machine, what: str) -> Figure | None:
     )
 
 
-def step_bars(results: Results, machine: Machine) -> list[tuple[str, list[SimulationRecord]]]:
-    """The simulated steps on one machine by the name of their bar, rivals right before their top-k configuration.
+def step_bars(results: Results, machine: Machine, rivals: bool = True) -> list[tuple[str, list[SimulationRecord]]]:
+    """The simulated steps on one machine by the name of their bar, with or without the rivals of top-k steps.
 
     An unpruned rival that costs exactly what a bar before it costs (the dense configuration of the same formats, or
     the rival of another k) would show the same bar again and is left out.
@@ -146,7 +146,7 @@ def step_bars(results: Results, machine: Machine) -> list[tuple[str, list[Simula
     bars: list[tuple[str, list[SimulationRecord]]] = []
     seen: set[tuple[float, float]] = set()
     for configuration in results.configurations:
-        for work, suffix in _BAR_OF_WORK.items():
+        for work, suffix in _BAR_OF_WORK.items() if rivals else (("trained", ""),):
             wanted = (configuration.name, machine.name, work)
             records = [s for s in results.simulations if (s.configuration, s.accelerator, s.work) == wanted]
             if not records:
@@ -202,7 +202,7 @@ def by_layer(results: Results, machine: Machine, configuration: str, what: str) 
 
 def energy_ranges(results: Results, machine: Machine) -> Figure | None:
     """Energy of a step by component at nominal prices, with the whole step's range from low to high prices."""
-    bars = step_bars(results, machine)
+    bars = step_bars(results, machine, rivals=False)
     if not bars:
         return None
     names = [name for name, _ in bars]
@@ -257,7 +257,7 @@ def energy_ranges(results: Results, machine: Machine) -> Figure | None:
 
 def stalls(results: Results, machine: Machine) -> Figure | None:
     """What the MAC array does during a step: busy, or idle for one cause."""
-    bars = step_bars(results, machine)
+    bars = step_bars(results, machine, rivals=False)
     if not any(op.stalls for _, records in bars for record in records for op in record.ops):
         return None
     shares: list[dict[str, float]] = []

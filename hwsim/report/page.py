@@ -87,7 +87,8 @@ class _Page:
             f"<dd>{escape(card.value)}<small>{escape(card.note)}</small></dd></div>"
             for card in tables.cards(self.results)
         ]
-        return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
+        pairs = " pairs" if len(cards) % 3 and len(cards) % 2 == 0 else ""
+        return f'<dl class="cards{pairs}">{"".join(cards)}</dl>' if cards else ""
 
     def _foot(self) -> str:
         made = self.results.provenance

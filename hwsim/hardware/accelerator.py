@@ -119,7 +119,9 @@ class Vector(Sourced):
     """The unit for everything that is not a GEMM: `lanes` results at a time."""
 
     lanes: Count
-    cycles: dict[Operation, Positive] = {}  # of one result in one lane; others as in ASSUMED_CYCLES
+    cycles: dict[Operation, Positive] = Field(
+        default_factory=dict
+    )  # of one result in one lane; others as in ASSUMED_CYCLES
     fused: bool = False  # applies an element-wise op to the array's results as they leave it
 
     def cycles_of(self, operation: str) -> float:

@@ -33,6 +33,8 @@ FREE_AXIS = {"a": "n", "b": "m", "c": "k"}  # the axis along which the operand i
 
 TICKS = 1024  # per cycle; see simulation/program.py
 
+ALL = Fraction(1)
+
 Integers = Any  # an int, or a numpy array of ints: the cost formulas take both
 
 
@@ -44,7 +46,7 @@ class Operand:
     contiguous: str  # the axis along which neighbors lie next to each other
     on_chip: bool = False  # held by the outermost on-chip memory: no DRAM traffic
     picked: bool = False  # its lines are picked by index, so each of them starts at a burst of its own
-    spread: Fraction = Fraction(1)  # moved over useful bytes if kept positions lie scattered along the lines
+    spread: Fraction = ALL  # moved over useful bytes if kept positions lie scattered along the lines
     conv: ConvGeometry | None = None  # an image that is unfolded into the GEMM operand on its way to the arrays
 
     def bytes_of(self, elements: Integers) -> Integers:
@@ -68,7 +70,7 @@ class GemmWork:
     c: Operand
     sum_bits: int
     rate: Fraction  # MACs per cycle of one array for these operands
-    fed: Fraction = Fraction(1)  # share of the streamed positions that take array time (the others are skipped zeros)
+    fed: Fraction = ALL  # share of the streamed positions that take array time (the others are skipped zeros)
     epilogue: Fraction = Fraction(0)  # ticks of the vector unit for each result as it leaves the arrays
 
     def extent(self, axis: str) -> int:
@@ -125,12 +127,12 @@ def ceil_div(a: Integers, b: Integers) -> Integers:
 
 def unit_depth(arrays: Arrays, rate: Fraction) -> tuple[int, int]:
     """Products that one unit takes in one step, and ticks of a step, if the array does `rate` MACs a cycle."""
-    return _unit_depth(arrays.rows * arrays.cols, arrays.depth, rate)
+    return _unit_depth(arrays.rows * arrays.cols, arrays.depth, rate.numerator, rate.denominator)
 
 
 @lru_cache(maxsize=256)
-def _unit_depth(units: int, least_depth: int, rate: Fraction) -> tuple[int, int]:
-    speed = rate / units
+def _unit_depth(units: int, least_depth: int, macs: int, cycles: int) -> tuple[int, int]:
+    speed = Fraction(macs, cycles * units)
     depth = max(least_depth, int(speed))
     step = depth / speed * TICKS
     return depth, ceil_div(step.numerator, step.denominator)
@@ -153,7 +155,8 @@ def array_ticks(
         folds, stream, load = ceil_div(k, rows * depth) * ceil_div(n, cols), m * step, rows * TICKS
     else:
         folds, stream, load = ceil_div(k, rows * depth) * ceil_div(m, cols), n * step, rows * TICKS
-    stream = ceil_div(stream * work.fed.numerator, work.fed.denominator)
+    if work.fed is not ALL:
+        stream = ceil_div(stream * work.fed.numerator, work.fed.denominator)
     rounds = ceil_div(folds, arrays.count)
     edge = (rows + cols - 2 if arrays.skewed else 0) * TICKS + arrays.pipeline_cycles * TICKS
     busy = rounds * stream
@@ -201,7 +204,7 @@ def tile_bytes(work: GemmWork, name: str, tile: tuple[Integers, Integers, Intege
     split = lines * _round_up(operand.bytes_of(width), burst)
     if operand.picked:
         return split
-    if operand.spread != 1 and burst > 1:
+    if operand.spread is not ALL and burst > 1:
         return _round_up(
             ceil_div(operand.bytes_of(width * lines) * operand.spread.numerator, operand.spread.denominator), burst
         )
@@ -293,9 +296,9 @@ class SearchPrices:
 
 
 def search(
-    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 4
+    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 3
 ) -> list[Ranked]:
-    """The `best` mappings by a closed-form estimate, deterministic; ties go to the first candidate.
+    """The `best` tiles with their best order and keeping, by a closed-form estimate; ties go to the first candidate.
 
     The space is bounded: per axis at most seven tile sizes (the array's own width times powers of two, and the whole
     extent), six loop orders, every choice of what to keep, and the dataflows that the machine offers. The estimate
@@ -350,17 +353,18 @@ def _search_flow(
 
     fits = _footprints(work, tile, trips, memory.buffers) <= room
     table = np.where(fits, score[:, None, :], np.inf)  # what to keep x loop order x tile
-    count = min(best, table.size)
-    nearest = np.argpartition(table, count - 1, axis=None)[:count]
-    nearest = np.flatnonzero(table.ravel() <= table.ravel()[nearest].max())[: 8 * best]  # ties: the first candidates
+    flat = table.reshape(-1, table.shape[-1])
+    choice = flat.argmin(axis=0)  # of each tile the best order and keeping; the first of equal ones
+    scores = flat[choice, np.arange(len(choice))]
     ranked = []
-    for flat in nearest[np.argsort(table.ravel()[nearest], kind="stable")][:best]:
-        keep, order, column = (int(i) for i in np.unravel_index(flat, table.shape))
-        if np.isfinite(table[keep, order, column]):
-            m, n, k = (int(size[column]) for size in tile)
-            kept = "".join(name for name, chosen in zip("abc", KEEP[keep], strict=True) if chosen)
-            mapping = Mapping(flow, (m, n, k), ORDERS[order], kept)
-            ranked.append(Ranked(mapping, int(ticks[keep, column]) * work.groups, float(table[keep, order, column])))
+    for column in np.argsort(scores, kind="stable")[:best]:
+        if not np.isfinite(scores[column]):
+            break
+        keep, order = divmod(int(choice[column]), len(ORDERS))
+        m, n, k = (int(size[column]) for size in tile)
+        kept = "".join(name for name, chosen in zip("abc", KEEP[keep], strict=True) if chosen)
+        mapping = Mapping(flow, (m, n, k), ORDERS[order], kept)
+        ranked.append(Ranked(mapping, int(ticks[keep, column]) * work.groups, float(scores[column])))
     return ranked
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,17 @@ from hwsim.simulation.sparsity import Kept
 from hwsim.simulation.step_tensors import StepTensors
 from hwsim.workload import Gemm, Op
 
+# Mappings whose estimate is within this of the best one are executed to see which is really the fastest.
+WORTH_TRYING = 1.1
+
+
+class Mapped(NamedTuple):
+    """A GEMM with its mapping: the passes, and their ticks alone on an idle machine."""
+
+    mapping: mappings.Mapping
+    nodes: Nodes
+    ticks: int
+
 
 class Mapper:
     """Chooses mappings and remembers them: the same GEMM under the same conditions is searched once."""
@@ -30,21 +42,23 @@ class Mapper:
         self.prices = prices
         self.lowering = Lowering(machine)
         self.latency = round(machine.dram_latency_cycles * TICKS_PER_CYCLE)
-        self._chosen: dict[tuple[GemmWork, int], mappings.Mapping] = {}
+        self._chosen: dict[tuple[GemmWork, int], Mapped] = {}
 
-    def choose(self, work: GemmWork, room: int) -> mappings.Mapping:
+    def choose(self, work: GemmWork, room: int) -> Mapped:
         """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken."""
         key = (work, room)
         if key not in self._chosen:
             ranked = mappings.search(work, self.machine, room, self.prices)
-            if self.prices.objective == "cycles" and len(ranked) > 1:
-                ranked.sort(key=lambda item: self.ticks_alone(work, item.mapping))
-            self._chosen[key] = ranked[0].mapping
+            tried = [item for item in ranked if item.score <= WORTH_TRYING * ranked[0].score]
+            if self.prices.objective != "cycles":
+                tried = tried[:1]
+            self._chosen[key] = min((self.map(work, item.mapping) for item in tried), key=lambda found: found.ticks)
         return self._chosen[key]
 
-    def ticks_alone(self, work: GemmWork, mapping: mappings.Mapping) -> int:
-        """Ticks of the GEMM alone on an idle machine."""
-        return self.nodes_alone(self.lowering.gemm(work, mapping))
+    def map(self, work: GemmWork, mapping: mappings.Mapping) -> Mapped:
+        """A GEMM with a given mapping."""
+        nodes = self.lowering.gemm(work, mapping)
+        return Mapped(mapping, nodes, self.nodes_alone(nodes))
 
     def nodes_alone(self, nodes: Nodes) -> int:
         """Ticks of these passes alone on an idle machine."""
@@ -127,7 +141,7 @@ def _fed(op: Op, tensors: StepTensors) -> Fraction:
     Zeros that a selection put there are gone already, so only the other operand's count then.
     """
     if tensors.sparse != "zeros" and not (tensors.sparse == "real" and tensors.machine.can("zero_skipping")):
-        return Fraction(1)
+        return mappings.ALL
     sides = op.reads[:2] if tensors.kept(op) is None else op.reads[1:2]
     return min(tensors.density(side) for side in sides)
 

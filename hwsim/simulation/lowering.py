@@ -43,6 +43,9 @@ class _Segment(NamedTuple):
     last: bool
 
 
+NOTHING = Stream()
+
+
 class RowGroup(NamedTuple):
     """Array rows that move in lockstep, each past a list of kept positions of its own."""
 
@@ -131,6 +134,7 @@ class Lowering:
         """The loop nest of a mapped GEMM, all groups."""
         tiles = dict(zip("mnk", mapping.tile, strict=True))
         loops = [(axis, _segments(work.extent(axis), tiles[axis])) for axis in mapping.order]
+        self._operands.clear()
         return repeat(work.groups, self._nest(work, mapping, loops, {}))
 
     def _nest(
@@ -146,14 +150,13 @@ class Lowering:
 
     def _gemm_pass(self, work: GemmWork, mapping: Mapping, at: dict[str, _Segment]) -> Pass:
         m, n, k = (at[axis].size for axis in "mnk")
-        load = Stream()
+        load = store = NOTHING
         for name in "ab":
             first = at[FREE_AXIS[name]].first
             if first or name not in mapping.keep:
-                load += self._operand(work, name, (m, n, k))
-        store = Stream()
+                load += self._known_operand(work, name, (m, n, k))
         if at["k"].last:
-            store = self._operand(work, "c", (m, n, k))
+            store = self._known_operand(work, "c", (m, n, k))
         elif "c" not in mapping.keep:
             store = self._partial_sums(work, m, n)
         if not at["k"].first and "c" not in mapping.keep:
@@ -196,6 +199,17 @@ class Lowering:
         depth, step = unit_depth(self.machine.arrays, work.rate)
         arrays = self.machine.arrays
         return Fraction(arrays.count * arrays.rows * arrays.cols * depth, step)
+
+    def _known_operand(self, work: GemmWork, name: str, tile: tuple[int, int, int]) -> Stream:
+        """`_operand`, remembered within a GEMM: its passes have few different tiles."""
+        key = (name, tile)
+        if key not in self._operands:
+            self._operands[key] = self._operand(work, name, tile)
+        return self._operands[key]
+
+    @cached_property
+    def _operands(self) -> dict[tuple[str, tuple[int, int, int]], Stream]:
+        return {}
 
     def _operand(self, work: GemmWork, name: str, tile: tuple[int, int, int]) -> Stream:
         operand = work.operand(name)

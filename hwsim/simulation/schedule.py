@@ -248,10 +248,10 @@ class _Scheduler:
             task.order = "sequential"
             return nodes
         pinned = self.pin(op)
-        mapping = pinned.clipped(work) if pinned is not None else self.mapper.choose(work, room)
-        task.mapping, task.order = str(mapping), accumulation_order(self.machine, work, mapping)
-        task.alone_ticks, task.bound_ticks = self.mapper.ticks_alone(work, mapping), bound_ticks(work, self.machine)
-        return self.lowering.gemm(work, mapping)
+        mapped = self.mapper.choose(work, room) if pinned is None else self.mapper.map(work, pinned.clipped(work))
+        task.mapping, task.order = str(mapped.mapping), accumulation_order(self.machine, work, mapped.mapping)
+        task.alone_ticks, task.bound_ticks = mapped.ticks, bound_ticks(work, self.machine)
+        return mapped.nodes
 
     def _copies_before(self, op: Op, task: Task, work: GemmWork) -> None:
         """Operands that the machine must copy first: read across their layout, or rows picked from the weights."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from hwsim.hardware.accelerator import Accelerator
+from hwsim.hardware.mapping import ALL
 from hwsim.simulation import sparsity
 from hwsim.simulation.lowering import Lowering, Stream
 from hwsim.simulation.residency import Access, Placement, peak_bytes, place
@@ -148,11 +149,11 @@ class StepTensors:
     def spread_of(self, tensor: str) -> Fraction:
         """Moved over useful bytes of a tensor that is gathered from its source while loading; else 1."""
         source, kept = self.virtual.get(tensor, (tensor, None))
-        return Fraction(1) if kept is None else self.spread(self.workload.tensors[source], kept)
+        return ALL if kept is None else self.spread(self.workload.tensors[source], kept)
 
     def spread(self, tensor: Tensor, kept: Kept) -> Fraction:
         """Bytes of the bursts that kept positions touch in a tensor, over their own bytes."""
         if self.sparse == "ideal":
-            return Fraction(1)
+            return ALL
         run = max(1, tensor.elements // max(1, kept.selection.rows * kept.selection.extent))
         return kept.scattering(int(tensor.format.bits_per_element), self.machine.dram.burst_bytes, run)

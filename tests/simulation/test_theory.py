@@ -97,7 +97,7 @@ def test_no_mapping_beats_the_bound_and_no_traffic_is_less_than_compulsory(rando
         work = gemm(*(rng.randint(1, 150) for _ in range(3)), machine.arrays.macs_per_cycle["float32"])
         mapper = Mapper(machine, recurrence_prices())
         try:
-            mapping = mapper.choose(work, int(machine.scratchpad.capacity_kib * 1024))
+            mapping = mapper.choose(work, int(machine.scratchpad.capacity_kib * 1024)).mapping
         except SpecError:
             continue
         times, counts = run_gemm(machine, work, mapping)

@@ -194,6 +194,14 @@ def questions() -> list[Question]:
         for e in (-152, -151, -150)
     ]
     asked += [
+        Question(f"2^-149_less_2^{e}", "how far below 2^-149 is a negative term still seen?", (2.0**-74, 2.0 ** (e // 2)), (2.0**-75, -(2.0 ** (e - e // 2))), 0.0, wide, ("float32",))
+        for e in (-150, -151, -152, -153, -157, -158, -159, -160, -165, -170, -174, -175)
+    ]
+    asked += [
+        Question(f"tie_of_2^-25_and_2^{e}", "is a term far below a float16 result's tie kept?", (2.0**-12, 2.0**-24), (2.0**-13, 2.0 ** (e + 24)), 0.0, ("float16",), ("float16",))
+        for e in (-36, -38, -39, -40, -44, -48)
+    ]
+    asked += [
         Question("subnormal_addend_alone", "is a subnormal addend kept?", (0.0,), (1.0,), 2.0**-149, (), ("float32",)),
         Question("subnormal_float16_addend_alone", "is a subnormal float16 addend kept?", (0.0,), (1.0,), 2.0**-24, (), ("float16",)),
         Question("addend_bits", "how many bits of a lone addend come back?", (0.0,), (1.0,), 1 + 2.0**-23, (), ("float32",)),

@@ -198,6 +198,9 @@ def _place(trial: Trial, paths: Paths) -> Path:
 def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, here: Step) -> TrialRecord:
     from hwsim.training.loop import train  # torch is loaded only when something is trained
 
+    def tell(share: float, note: str = "") -> None:
+        paths.report(replace(here, share=min(share, 0.99), note=note))
+
     point = trial.point
     result = train(
         load_model(point.model, experiment.folder, **point.model_arguments),
@@ -208,7 +211,7 @@ def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, he
         recipe=point.recipe,
         out=paths.folder / "trials" / f"{trial.key}.checkpoint",
         resume=paths.resume,
-        progress=lambda share, note="": paths.report(replace(here, share=min(share, 0.99), note=note)),
+        progress=tell,
     )
     arrays = _write_workload(result.workload, paths.folder, trial.key)
     record = TrialRecord(key=trial.key, configuration=point.name, training=result.summary, arrays=arrays)
@@ -254,11 +257,12 @@ def _accelerators(experiment: Experiment) -> tuple[Accelerator, ...]:
 def _simulate_all(
     experiment: Experiment, records: Mapping[Trial, TrialRecord], machines: Sequence[Accelerator], paths: Paths
 ) -> list[SimulationRecord]:
+    dense_only: tuple[Work, ...] = ("trained",)
     jobs = [
         (trial, accelerator, work)
         for accelerator in machines
         for trial in records
-        for work in (_SPARSITY if trial.point.sparse else ("trained",))
+        for work in (_SPARSITY if trial.point.sparse else dense_only)
     ]
     found = []
     for index, (trial, accelerator, work) in enumerate(jobs):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+# the endless families beside the named formats
+FAMILIES = (("eXmY", "float", "1+X+Y"), ("fixedW.F", "fixed", "W"), ("ufixedW.F", "fixed", "W"), ("intN", "fixed", "N"))
 
 
 class Kind(StrEnum):
@@ -24,27 +28,18 @@ class Kind(StrEnum):
     EXPERIMENTS = "experiments"
 
 
-Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]  # headings, rows
+Row = tuple[str, ...]
+Rows = tuple[Row, Sequence[Row]]  # headings, rows
 
 
 def _formats() -> Rows:
     from hwsim.arithmetic.named import named_formats
 
-    rows = [
+    rows: list[Row] = [
         (name, f.kind, f"{f.bits_per_element:g}", f"{f.largest:g}", f"{_smallest(f):g}")
         for name, f in named_formats().items()
     ]
-    families = [
-        (
-            "eXmY",
-            "float",
-            "1+X+Y",
-            "",
-            "",
-        ),
-        ("fixedW.F", "fixed", "W", "", ""),
-        ("intN", "fixed", "N", "", ""),
-    ]
+    families: list[Row] = [(name, kind, bits, "", "") for name, kind, bits in FAMILIES]
     return ("name", "kind", "bits", "largest", "smallest"), rows + families
 
 

@@ -24,6 +24,11 @@ _BAR_OF_WORK = {
     "trained": "",
     "ideal": ", selection free",
 }
+_MEANING_OF_BAR = {
+    "unpruned": " Unpruned: the same step, formats and machine without top-k; left out where it equals a bar above.",
+    "zeros skipped": " Zeros skipped: a dense machine that skips the zeros that ReLU leaves.",
+    "selection free": " Selection free: as if pruned work vanished at no cost.",
+}
 _SELECTION_KINDS = ("select", "gather", "scatter")
 _MARKER_OF_GEMM: dict[str, Marker] = {"output": "circle", "grad_input": "triangle-up", "grad_weight": "square"}
 _MOST_LAYERS = 24
@@ -130,9 +135,9 @@ def by_pass(results: Results, machine: Machine, what: str) -> Figure | None:
         stacked=True,
         horizontal=True,
         caption=(
-            "Unpruned: the same step, formats and machine without top-k; left out where it equals a bar above. "
             "Selection: finding, gathering and scattering what top-k kept."
             + (" Energy at nominal prices." if what == "energy" else "")
+            + "".join(meaning for suffix, meaning in _MEANING_OF_BAR.items() if any(suffix in name for name in names))
         ),
     )
 

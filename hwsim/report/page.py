@@ -113,7 +113,9 @@ class _Page:
         for anchor, name, title, build in per_machine:
             drawn = [figure for machine in results.machines for figure in build(machine) if figure is not None]
             if drawn:
-                self._add(anchor, name, title, self._figures(drawn))
+                used = [tables.usage(results, machine) for machine in results.machines] if anchor == "roofline" else []
+                more = "".join(markup.table(table) for table in used if table.rows)
+                self._add(anchor, name, title, self._figures(drawn) + more)
             if anchor == "passes" and drawn:
                 self._add("layers", "Layers", "Layer by layer", self._layers())
         curves = [

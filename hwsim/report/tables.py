@@ -194,6 +194,40 @@ def gains(results: Results, machine: Machine) -> Table:
     )
 
 
+def usage(results: Results, machine: Machine) -> Table:
+    """One row a configuration: how much of the machine a step uses, as means over its simulated trials."""
+    rows: list[list[Cell]] = []
+    for configuration in results.configurations:
+        wanted = (configuration.name, machine.name, "trained")
+        records = [s for s in results.simulations if (s.configuration, s.accelerator, s.work) == wanted]
+        if not records:
+            continue
+        ops = [op for record in records for op in record.ops]
+        cycles, count = sum(op.cycles for op in ops), len(records)
+        rows.append(
+            [
+                configuration.name,
+                sum(op.macs for op in ops) / count / 1e6,
+                sum(op.ideal_cycles for op in ops) / cycles if cycles else None,
+                sum(op.bytes.get("dram", 0.0) for op in ops) / count / 1024,
+                _mean_of(r.peak_memory_bytes / 1024 if r.peak_memory_bytes is not None else None for r in records),
+            ]
+        )
+    columns = [
+        Column(name="configuration"),
+        Column(name="useful MACs", unit="million", kind="number"),
+        Column(name="of the arrays' peak", kind="percent", digits=1),
+        Column(name="DRAM traffic", unit="KiB", kind="number"),
+        Column(name="peak memory", unit="KiB", kind="number"),
+    ]
+    return Table(
+        title=f"Use of {machine.name} by one step",
+        columns=columns,
+        rows=rows,
+        note="Useful MACs: padding and pruned positions are not counted. Peak memory: the largest sum of live tensors.",
+    )
+
+
 def _gain(gain: Gain | None) -> str | None:
     if gain is None:
         return None

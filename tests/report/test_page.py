@@ -132,6 +132,18 @@ def said(results):
     return " ".join(" ".join((part.text, *part.points)) for part in headline.answer(results))
 
 
+def test_the_use_of_a_machine_is_that_of_the_simulation(sample):
+    machine = sample.machines[0]
+    table = tables.usage(sample, machine)
+    assert [row[0] for row in table.rows] == [configuration.name for configuration in sample.configurations]
+    record = next(s for s in sample.simulations if s.accelerator == machine.name and s.work == "trained")
+    macs = sum(op.macs for op in record.ops)
+    cycles = sum(op.cycles for op in record.ops)
+    assert table.rows[0][1] == pytest.approx(macs / 1e6)
+    assert table.rows[0][2] == pytest.approx(macs / 1024 / cycles)  # 1024 MACs a cycle at its peak
+    assert table.rows[0][4] == pytest.approx(record.peak_memory_bytes / 1024)
+
+
 def test_the_headline_names_the_cheapest_configuration_that_keeps_the_accuracy(sample):
     summary = sample.summary()
     for finding in headline.findings(summary):

@@ -1,0 +1,34 @@
+"""Transition classifier of a parser after Chen & Manning 2014, as in Sun et al. 2017: 48 x 50 inputs, 500 hidden units.
+
+The paper's parser has 25 outputs for the Penn Treebank; UD English EWT has 103 (shift, and left and right for each
+relation).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WORDS, TAGS, RELATIONS = 8_000, 64, 64  # sizes of the data set's vocabularies
+
+
+class Parser(nn.Module):
+    """Embeddings of 18 words, 18 tags and 12 relations, one hidden layer."""
+
+    def __init__(self, hidden: int, transitions: int) -> None:
+        super().__init__()
+        self.word = nn.Embedding(WORDS, 50)
+        self.tag = nn.Embedding(TAGS, 50)
+        self.relation = nn.Embedding(RELATIONS, 50)
+        self.fc1 = nn.Linear(48 * 50, hidden)
+        self.fc2 = nn.Linear(hidden, transitions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (batch, 48) to transition scores (batch, transitions)."""
+        parts = (self.word(x[:, :18]), self.tag(x[:, 18:36]), self.relation(x[:, 36:]))
+        return self.fc2(torch.relu(self.fc1(torch.cat(parts, 1).flatten(1))))
+
+
+def model(hidden: int = 500, transitions: int = 103) -> nn.Module:
+    """Return the network."""
+    return Parser(hidden, transitions)

@@ -153,7 +153,6 @@ def _trial_key(experiment: Experiment, point: Point, seed: int, data: Dataset) -
         plan=repr(point.plan),
         sparse=repr(point.sparse),
         seed=seed,
-        profile=experiment.profile,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-
 # the endless families beside the named formats
 FAMILIES = (("eXmY", "float", "1+X+Y"), ("fixedW.F", "fixed", "W"), ("ufixedW.F", "fixed", "W"), ("intN", "fixed", "N"))
 

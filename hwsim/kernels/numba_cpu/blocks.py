@@ -10,7 +10,7 @@ are done in float64 by the same code.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numba
@@ -24,13 +24,21 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.kernels import random_bits
 from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
-from hwsim.kernels.numba_cpu.intrinsics import bits_of, float_of, typed_as, wide_vectors
+from hwsim.kernels.numba_cpu.intrinsics import (
+    bits_of,
+    float_of,
+    largest_magnitude_bits,
+    load,
+    store,
+    typed_as,
+    wide_vectors,
+)
 from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS
 from hwsim.kernels.numba_cpu.rounding import FixedParameters, FloatParameters
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
-STRIP = 128  # columns done together where blocks run along another axis than the last
+STRIP = 256  # elements of a row done together; columns, where blocks run along another axis than the last
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
 
 
@@ -75,41 +83,41 @@ def cast_blocks_with_scales(
     outer, n, inner = x.shape
     values = np.empty(x.shape, np.float32) if out is None else out
     scales = np.empty((outer, -(-n // fmt.block), inner))
-    element_cast = Cast(fmt.element, cast.rounding, Overflow.SATURATE)
-    two_level = fmt.scale_rule is ScaleRule.TWO_LEVEL
-    if two_level and tensor_scale is None:
+    if fmt.scale_rule is ScaleRule.TWO_LEVEL and tensor_scale is None:
         tensor_scale = find_tensor_scale(x, fmt, cast.overflow)
-    saturate = cast.overflow is Overflow.SATURATE
-    is_float = isinstance(fmt.element, FloatingPoint)
-    width = 32 if x.dtype == np.float32 and _fits_float32(element_cast) else 64
-    if width == 64 and not two_level:
-        x = x.astype(np.float64, copy=False)
-    elements = [
-        (rounding.float_parameters if is_float else rounding.fixed_parameters)(element_cast, bits)
-        for bits in (width, 64)
-    ]
-    rules = [scale_parameters(fmt, bits) for bits in (width, 64)]
-    mode, keeps_sign = rounding.mode_number(element_cast), bool(fmt.element.negative_zero)
-    if two_level:
-        second = TwoLevelParameters(float(tensor_scale or 1.0), fmt.element.largest, fmt.scale.smallest_subnormal)
-        scale_format = rounding.float_parameters(Cast(fmt.scale, overflow="saturate"), 64)
-        run_rows = _two_level_loop(mode, keeps_sign, fmt.block)
-    elif inner == 1:
-        run_rows = _row_loop(mode, keeps_sign, fmt.block)
-    else:
-        run_rows = _column_loop(mode, keeps_sign, width)
+    given = x if tensor_scale is not None or _fits_float32(cast) else x.astype(np.float64, copy=False)
+    run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1)
+    if tensor_scale is not None:
+        parameters = (*parameters, TwoLevelParameters(tensor_scale, fmt.element.largest, fmt.scale.smallest_subnormal))
+    saturate, keys = cast.overflow is Overflow.SATURATE, _keys(stream, cast, x.size)
 
     def run(start: int, stop: int) -> None:
-        keys = _keys(stream, cast, x.size)
-        if two_level:
-            run_rows(x, values, scales, start, stop, elements[1], scale_format, second, saturate, keys)
-        elif inner == 1:
-            run_rows(x, values, scales, start, stop, *elements, *rules, saturate, keys)
-        else:
-            run_rows(x, values, scales, start, stop, *elements, *rules, saturate, keys, fmt.block)
+        run_rows(given, values, scales, start, stop, *parameters, saturate, keys)
 
     run_slices(run, outer, max(1, MIN_SLICE // max(1, n * inner)), multiple=1)
-    return values, scales, float(tensor_scale or 1.0)
+    return values, scales, tensor_scale or 1.0
+
+
+@lru_cache(maxsize=1024)
+def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ...]]:
+    """Return the loop for a block cast of float32 (`single`) or float64 data, and its parameters.
+
+    `contiguous`: the blocks run along the last axis.
+    """
+    fmt = cast.format
+    assert isinstance(fmt, BlockScaled)
+    element = Cast(fmt.element, cast.rounding, Overflow.SATURATE)
+    parameters_of = rounding.float_parameters if isinstance(fmt.element, FloatingPoint) else rounding.fixed_parameters
+    mode, keeps_sign = rounding.mode_number(element), bool(fmt.element.negative_zero)
+    width = 32 if single else 64
+    if fmt.scale_rule is ScaleRule.TWO_LEVEL:
+        quick = single and contiguous and _quotients_fit_float32(element)
+        loop = (_quick_two_level_loop if quick else _two_level_loop)(mode, keeps_sign, fmt.block)
+        scale_format = rounding.float_parameters(Cast(fmt.scale, overflow="saturate"), 64)
+        return loop, (parameters_of(element, 64), parameters_of(element, 32 if quick else 64), scale_format)
+    loop = (_row_loop if contiguous else _column_loop)(mode, keeps_sign, fmt.block, width)
+    rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
+    return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
 
 
 def scale_parameters(fmt: BlockScaled, width: int) -> ScaleParameters:
@@ -130,14 +138,23 @@ def scale_parameters(fmt: BlockScaled, width: int) -> ScaleParameters:
 
 
 def _fits_float32(cast: Cast) -> bool:
-    """Whether the scaled element format stays within normal float32 numbers for every block in `SAFE_FIELDS`."""
-    fmt, n = cast.format, cast.rounding.random_bits
+    """Whether a block cast's scaled element format stays in normal float32 numbers over `SAFE_FIELDS`."""
+    n = cast.rounding.random_bits
+    assert isinstance(cast.format, BlockScaled)
+    fmt = cast.format.element
     if n > MAX_FAST_RANDOM_BITS or fmt.bits > 22:
         return False
     if not isinstance(fmt, FloatingPoint):
         return True
     smallest = fmt.smallest_exponent + SAFE_FIELDS[0] - 127 - fmt.emax
     return smallest >= -100 and n - smallest <= 126
+
+
+def _quotients_fit_float32(cast: Cast) -> bool:
+    """Whether x / scale may be judged in float32 first: a rule with few ties, and a small signed float element."""
+    fmt = cast.format
+    small = isinstance(fmt, FloatingPoint) and fmt.mantissa_bits <= 3 and fmt.emin >= -30 and fmt.emax <= 30
+    return small and cast.rounding.nearest and fmt.mantissa_bits > 0
 
 
 def find_tensor_scale(x: np.ndarray, fmt: BlockScaled, overflow: Overflow) -> float:
@@ -152,11 +169,13 @@ def find_tensor_scale(x: np.ndarray, fmt: BlockScaled, overflow: Overflow) -> fl
 @compiled
 def _largest_finite(x):  # type: ignore[no-untyped-def]
     wide_vectors()
-    amax = typed_as(x[0], 0) if x.size else x.dtype.type(0)
-    for i in range(x.size):
-        magnitude = abs(x[i])
-        amax = magnitude if (magnitude > amax) & (magnitude < np.inf) else amax
-    return amax
+    largest = x.dtype.type(0)
+    amax, infinity = bits_of(largest), bits_of(typed_as(largest, np.inf))
+    for i in range(x.size):  # integers: a maximum of floats is not made vector code
+        magnitude = bits_of(abs(x[i]))
+        magnitude = magnitude if magnitude < infinity else typed_as(infinity, 0)
+        amax = magnitude if magnitude > amax else amax
+    return float_of(amax)
 
 
 def _keys(stream: int, cast: Cast, size: int) -> np.ndarray:
@@ -280,132 +299,243 @@ def _exact_block(x, out, scales, o, b, i, block, mode, keeps_sign, p, rule, satu
         out[o, j, i] = _round_scaled(value, e, mode, keeps_sign, p, rule, word)
 
 
+def _lanes(block: int) -> int:
+    """Return how many elements of a block are looked at together: the largest divisor of its length up to 64."""
+    return max(lanes for lanes in range(1, 65) if block % lanes == 0)
+
+
+@numba.njit
+def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
+    """Return (exponent to work with, scale, whether float32 work is exact) of a block from its largest magnitude.
+
+    A block of zeros has the smallest scale and may be rounded with any exponent.
+    """
+    if amax == 0:
+        return typed_as(amax, 0), float_of(np.int64((1023 - 127) << 52)), True
+    field = amax >> rule.fraction
+    if amax >= rule.infinity_bits or field < rule.safe_low or field > rule.safe_high:
+        return typed_as(amax, 0), 0.0, False
+    e = _scale_exponent(amax, rule)
+    return e, np.float64(_power(e, e, rule)), True
+
+
 @cache
-def _row_loop(mode: int, keeps_sign: bool, block: int) -> Any:
-    """Return the loop for blocks along a contiguous last axis; the block's length is known when it is compiled."""
-    stochastic = mode == rounding.STOCHASTIC
+def _row_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
+    """Return the loop for blocks along a contiguous last axis: strips of whole blocks, then what is left of a row.
+
+    Every element of a strip gets its block's exponent in a small array, so that the rounding loop knows no blocks.
+    """
+    stochastic, lanes = mode == rounding.STOCHASTIC, _lanes(block)
+    integer, strip = np.int32 if width == 32 else np.int64, max(1, STRIP // block)
 
     def row_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
-        outer, n, _ = x.shape
-        flat, flat_out = x.reshape(outer, n), out.reshape(outer, n)
-        whole = n // block
+        n, blocks = x.shape[1], scales.shape[1]
+        flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
+        largest, exponents = np.empty(strip, integer), np.empty(strip * block, integer)
         for o in range(start, stop):
-            for b in range(-(-n // block)):
-                base = o * n + b * block
-                span = base >> 32
-                source, target = flat[o, b * block : (b + 1) * block], flat_out[o, b * block : (b + 1) * block]
-                amax = rule.infinity_bits
-                if b < whole and (base + block - 1) >> 32 == span:
-                    amax = bits_of(abs(source[0]))
+            for first in range(0, n // block, strip):
+                last = min(first + strip, n // block)
+                base, count = o * n + first * block, (last - first) * block
+                all_exact = base >> 32 == (base + count) >> 32
+                for b in range(last - first):
+                    place = base + b * block
+                    amax = largest_magnitude_bits(flat, place, lanes)
+                    for j in range(lanes, block, lanes):
+                        magnitude = largest_magnitude_bits(flat, place + j, lanes)
+                        amax = magnitude if magnitude > amax else amax  # numba's max() would widen
+                    store(largest, b, amax)
+                for b in range(last - first):
+                    e, scale, exact = _block_exponent(load(largest, b), rule)
+                    all_exact &= exact
+                    store(largest, b, e)
+                    store(flat_scales, o * blocks + first + b, scale)
+                for b in range(last - first):
+                    e = load(largest, b)
                     for j in range(block):
-                        amax = max(amax, bits_of(abs(source[j])))
-                field = amax >> rule.fraction
-                if amax >= rule.infinity_bits or field < rule.safe_low or field > rule.safe_high:
-                    _exact_block(x, out, scales, o, b, 0, block, mode, keeps_sign, exact_p, exact_rule, saturate, keys)
-                    continue
-                e = _scale_exponent(amax, rule)
-                scales[o, b, 0] = _power(e, e, rule)
-                low, high = keys[span, 0], keys[span, 1]
-                for j in range(block):
+                        store(exponents, b * block + j, e)
+                low, high = keys[base >> 32, 0], keys[base >> 32, 1]
+                for j in range(count):
                     word = uint32(0)
                     if stochastic:
                         word = rounding.random_word(uint32(uint32(base) + uint32(j)), low, high)
-                    target[j] = _round_scaled(source[j], e, mode, keeps_sign, p, rule, word)
+                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, keeps_sign, p, rule, word)
+                    store(flat_out, base + j, np.float32(value))
+                if not all_exact:
+                    for b in range(first, last):
+                        if scales[o, b, 0] == 0 or base >> 32 != (base + count) >> 32:
+                            _exact_block(
+                                x, out, scales, o, b, 0, block, mode, keeps_sign, exact_p, exact_rule, saturate, keys
+                            )
+            if n % block:
+                _exact_block(
+                    x, out, scales, o, blocks - 1, 0, block, mode, keeps_sign, exact_p, exact_rule, saturate, keys
+                )
 
     return compiled(row_loop)
 
 
 @cache
-def _column_loop(mode: int, keeps_sign: bool, width: int) -> Any:
+def _column_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
     """Return the loop for blocks along another axis than the last: strips of columns side by side."""
     stochastic = mode == rounding.STOCHASTIC
     integer = np.int32 if width == 32 else np.int64
 
-    def column_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys, block):  # type: ignore[no-untyped-def]
+    def column_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
         _, n, inner = x.shape
-        amax = np.empty(STRIP, integer)
-        exponents = np.empty(STRIP, integer)
+        flat, flat_out = x.reshape(x.size), out.reshape(x.size)
+        amax, exponents = np.empty(STRIP, integer), np.empty(STRIP, integer)
         for o in range(start, stop):
             for b in range(-(-n // block)):
                 first, last = b * block, min((b + 1) * block, n)
                 for left in range(0, inner, STRIP):
                     count = min(STRIP, inner - left)
-                    base, end = (o * n + first) * inner, (o * n + last) * inner
+                    begin, end = (o * n + first) * inner, (o * n + last) * inner
+                    all_exact = begin >> 32 == end >> 32
                     amax[:] = 0
                     for j in range(first, last):
-                        source = x[o, j, left : left + count]
+                        row = (o * n + j) * inner + left
                         for i in range(count):
-                            amax[i] = max(amax[i], bits_of(abs(source[i])))
-                    safe = base >> 32 == end >> 32
+                            magnitude, so_far = bits_of(abs(load(flat, row + i))), load(amax, i)
+                            store(amax, i, magnitude if magnitude > so_far else so_far)
                     for i in range(count):
-                        field = amax[i] >> rule.fraction
-                        safe &= (amax[i] < rule.infinity_bits) & (field >= rule.safe_low) & (field <= rule.safe_high)
-                    if not safe:
-                        for i in range(left, left + count):
-                            _exact_block(
-                                x, out, scales, o, b, i, block,
-                                mode, keeps_sign, exact_p, exact_rule, saturate, keys,
-                            )  # fmt: skip
-                        continue
-                    for i in range(count):
-                        exponents[i] = _scale_exponent(amax[i], rule)
-                        scales[o, b, left + i] = _power(exponents[i], exponents[i], rule)
-                    low, high = keys[base >> 32, 0], keys[base >> 32, 1]
+                        exponents[i], scales[o, b, left + i], exact = _block_exponent(amax[i], rule)
+                        all_exact &= exact
+                    low, high = keys[begin >> 32, 0], keys[begin >> 32, 1]
                     for j in range(first, last):
-                        source, target = x[o, j, left : left + count], out[o, j, left : left + count]
-                        row = uint32((o * n + j) * inner + left)
+                        row = (o * n + j) * inner + left
                         for i in range(count):
                             word = uint32(0)
                             if stochastic:
-                                word = rounding.random_word(uint32(row + uint32(i)), low, high)
-                            target[i] = _round_scaled(source[i], exponents[i], mode, keeps_sign, p, rule, word)
+                                word = rounding.random_word(uint32(uint32(row) + uint32(i)), low, high)
+                            value = _round_scaled(
+                                load(flat, row + i), load(exponents, i), mode, keeps_sign, p, rule, word
+                            )
+                            store(flat_out, row + i, np.float32(value))
+                    if not all_exact:
+                        for i in range(left, left + count):
+                            if scales[o, b, i] == 0 or begin >> 32 != end >> 32:
+                                _exact_block(
+                                    x, out, scales, o, b, i, block,
+                                    mode, keeps_sign, exact_p, exact_rule, saturate, keys,
+                                )  # fmt: skip
 
     return compiled(column_loop)
 
 
+# ------------------------------------------------------------------ two-level scales
+
+
+@numba.njit
+def _two_level_block(
+    flat, out, scales, o, b, i, place, gap, count, mode, keeps_sign, p, scale_p, second, saturate, keys
+):  # type: ignore[no-untyped-def]
+    """Do one block whose scale is itself rounded, in float64; its elements stand `gap` apart from `place` on."""
+    amax = 0.0
+    finite = True
+    for j in range(count):
+        magnitude = abs(np.float64(flat[place + j * gap]))
+        if saturate and magnitude == np.inf:
+            magnitude = FLOAT32_LARGEST
+        finite &= magnitude < np.inf
+        amax = magnitude if magnitude > amax else amax
+    if not finite:
+        scales[o, b, i] = np.nan
+        for j in range(count):
+            out[place + j * gap] = np.nan
+        return
+    scale = _two_level_scale(amax, scale_p, second)
+    scales[o, b, i] = scale
+    unit = scale * second.tensor_scale
+    for j in range(count):
+        value = np.float64(flat[place + j * gap])
+        value = FLOAT32_LARGEST if value == np.inf else value
+        value = -FLOAT32_LARGEST if value == -np.inf else value
+        word = _word(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
+        element = _round_plain(value / unit, mode, keeps_sign, p, word)
+        out[place + j * gap] = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)
+
+
+@numba.njit
+def _two_level_scale(amax, scale_p, second):  # type: ignore[no-untyped-def]
+    wanted = amax / (second.element_largest * second.tensor_scale)
+    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, True, True, scale_p, uint32(0))
+    return second.smallest_scale if scale == 0 else scale
+
+
 @cache
 def _two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
-    """Return the loop of formats whose block scales are themselves rounded (nvfp4): divisions in float64."""
-    stochastic = mode == rounding.STOCHASTIC
+    """Return the loop of formats whose block scales are themselves rounded (nvfp4), for any axis, rule and type."""
 
-    def two_level_loop(x, out, scales, start, stop, p, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
-        wide_vectors()
-        outer, n, inner = x.shape
-        strides = n * inner
-        flat, flat_out = x.reshape(outer * strides), out.reshape(outer * strides)
+    def two_level_loop(x, out, scales, start, stop, p, narrow, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
+        _, n, inner = x.shape
+        flat, flat_out = x.reshape(x.size), out.reshape(x.size)
         for o in range(start, stop):
             for b in range(-(-n // block)):
-                count = min(block, n - b * block)
                 for i in range(inner):
-                    base = o * strides + b * block * inner + i
-                    amax = 0.0
-                    finite = True
-                    for j in range(count):
-                        magnitude = abs(np.float64(flat[base + j * inner]))
-                        if saturate and magnitude == np.inf:
-                            magnitude = FLOAT32_LARGEST
-                        finite &= magnitude < np.inf
-                        amax = magnitude if magnitude > amax else amax
-                    if not finite:
-                        scales[o, b, i] = np.nan
-                        for j in range(count):
-                            flat_out[base + j * inner] = np.nan
-                        continue
-                    wanted = amax / (second.element_largest * second.tensor_scale)
-                    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, True, True, scale_p, uint32(0))
-                    scale = second.smallest_scale if scale == 0 else scale
-                    scales[o, b, i] = scale
-                    unit = scale * second.tensor_scale
-                    for j in range(count):
-                        place = base + j * inner
-                        value = np.float64(flat[place])
-                        value = FLOAT32_LARGEST if value == np.inf else value
-                        value = -FLOAT32_LARGEST if value == -np.inf else value
-                        word = _word(place, keys) if stochastic else uint32(0)
-                        element = _round_plain(value / unit, mode, keeps_sign, p, word)
-                        result = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)
-                        flat_out[place] = result
+                    _two_level_block(
+                        flat, flat_out, scales, o, b, i, (o * n + b * block) * inner + i, inner,
+                        min(block, n - b * block), mode, keeps_sign, p, scale_p, second, saturate, keys,
+                    )  # fmt: skip
 
     return compiled(two_level_loop)
+
+
+@cache
+def _quick_two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
+    """Return the same for float32 rows, blocks along the last axis and a round-to-nearest rule.
+
+    The quotient is judged in float32 first, moved down and up by more than its error: where both round alike (nearly
+    always) that is the result. A strip with any doubt is divided in float64.
+    """
+    lanes, strip = _lanes(block), max(1, STRIP // block)
+
+    def quick_two_level_loop(x, out, scales, start, stop, p, narrow, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
+        wide_vectors()
+        n, blocks = x.shape[1], scales.shape[1]
+        flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
+        largest = np.empty(strip, np.int32)
+        block_units, block_inverses = np.empty(strip), np.empty(strip, np.float32)
+        units, inverses = np.empty(strip * block), np.empty(strip * block, np.float32)
+        less, more = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21)
+        for o in range(start, stop):
+            for first in range(0, blocks, strip):
+                last = min(first + strip, n // block)
+                base, count = o * n + first * block, (last - first) * block
+                doubt = first + strip > last and last < blocks  # a short block is left to the exact way
+                for b in range(last - first):
+                    place = base + b * block
+                    amax = largest_magnitude_bits(flat, place, lanes)
+                    for j in range(lanes, block, lanes):
+                        magnitude = largest_magnitude_bits(flat, place + j, lanes)
+                        amax = magnitude if magnitude > amax else amax
+                    store(largest, b, amax)
+                for b in range(last - first):
+                    amax = load(largest, b)
+                    scale = _two_level_scale(np.float64(float_of(amax)), scale_p, second)
+                    unit = scale * second.tensor_scale
+                    inverse = 1 / unit
+                    doubt |= (amax >= np.int32(230 << 23)) | (inverse < 2.0**-90) | (inverse > 2.0**90)
+                    store(flat_scales, o * blocks + first + b, scale)
+                    store(block_units, b, unit)
+                    store(block_inverses, b, np.float32(inverse))
+                for b in range(last - first):
+                    unit, inverse = load(block_units, b), load(block_inverses, b)
+                    for j in range(block):
+                        store(units, b * block + j, unit)
+                        store(inverses, b * block + j, inverse)
+                for j in range(count):
+                    quotient = load(flat, base + j) * load(inverses, j)
+                    low = rounding.round_float(quotient * less, mode, True, keeps_sign, narrow, uint32(0))
+                    high = rounding.round_float(quotient * more, mode, True, keeps_sign, narrow, uint32(0))
+                    doubt |= low != high
+                    store(flat_out, base + j, np.float32(np.float64(low) * load(units, j)))
+                if doubt:
+                    for b in range(first, min(first + strip, blocks)):
+                        _two_level_block(
+                            flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
+                            min(block, n - b * block), mode, keeps_sign, p, scale_p, second, saturate, keys,
+                        )  # fmt: skip
+
+    return compiled(quick_two_level_loop)

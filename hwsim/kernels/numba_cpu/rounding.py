@@ -27,7 +27,14 @@ from numba import uint32
 from hwsim.arithmetic.number import FixedPoint, FloatingPoint
 from hwsim.arithmetic.rounding import Overflow, RoundingMode
 from hwsim.arithmetic.storage import Cast
-from hwsim.kernels.numba_cpu.intrinsics import bits_of, float_of, typed_as
+from hwsim.kernels.numba_cpu.intrinsics import (
+    bits_of,
+    float_of,
+    shift_left,
+    shift_right,
+    shift_right_unsigned,
+    typed_as,
+)
 from hwsim.kernels.random_bits import M1, M2
 
 NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, STOCHASTIC = range(7)
@@ -162,7 +169,7 @@ def random_word(index, key_low, key_high):  # type: ignore[no-untyped-def]
 @numba.njit
 def top_bits(word, like, count):  # type: ignore[no-untyped-def]
     """Return the top `count` bits of a uint32 word in the type of `like`."""
-    return typed_as(like, word >> uint32(32 - count))
+    return typed_as(like, shift_right_unsigned(word, 32 - count))
 
 
 # ------------------------------------------------------------------ float formats
@@ -198,7 +205,7 @@ def round_float(x, mode, signed, negative_zero, p, word):  # type: ignore[no-unt
         elif mode == TO_ODD:
             steps = typed_as(pattern, floor | typed_as(pattern, t != a))
         elif mode == NEAREST_EVEN_POWER or mode == TO_ODD_POWER:
-            odd = typed_as(pattern, ((big_bits >> p.fraction) + p.parity) & 1)
+            odd = typed_as(pattern, (shift_right(big_bits, p.fraction) + p.parity) & 1)
             even = (odd == zero) | (field < p.emin_bits)
             if mode == TO_ODD_POWER:
                 steps = typed_as(pattern, floor + typed_as(pattern, (t != a) & even))
@@ -206,10 +213,10 @@ def round_float(x, mode, signed, negative_zero, p, word):  # type: ignore[no-unt
                 tie = (t - a) == float_of(typed_as(pattern, big_bits - p.half_shift))
                 steps = typed_as(pattern, steps - typed_as(pattern, tie & even))
         else:  # STOCHASTIC: the first random_bits bits of the fraction plus a random word carry, or do not
-            rest = a - (float_of(floor) - big)
-            scaled = typed_as(pattern, rest * float_of(typed_as(pattern, p.inverse_bits - big_bits)))
-            carry = typed_as(pattern, (scaled + top_bits(word, pattern, p.random_bits)) >> p.random_bits)
-            steps = typed_as(pattern, floor + carry)
+            # From the nearest step the fraction is negative half of the time; floor and arithmetic shift do not mind.
+            scaled = np.floor((a - t) * float_of(typed_as(pattern, p.inverse_bits - big_bits)))
+            noisy = typed_as(pattern, typed_as(pattern, scaled) + top_bits(word, pattern, p.random_bits))
+            steps = typed_as(pattern, steps + shift_right(noisy, p.random_bits))
         t = float_of(steps) - big
     if negative_zero:
         result = typed_as(pattern, bits_of(t) | sign)
@@ -228,9 +235,10 @@ def round_aligned(x, mode, p, word):  # type: ignore[no-untyped-def]
     zero = typed_as(pattern, 0)
     sign = typed_as(pattern, pattern & p.sign_bit)
     magnitude = typed_as(pattern, pattern & ~p.sign_bit)
-    low = typed_as(pattern, (1 << p.cut) - 1)
+    one = typed_as(pattern, 1)
+    low = typed_as(pattern, shift_left(one, p.cut) - one)
     if mode == NEAREST_EVEN:
-        added = typed_as(pattern, (low >> 1) + ((magnitude >> p.cut) & 1))
+        added = typed_as(pattern, (low >> 1) + (shift_right(magnitude, p.cut) & one))
     elif mode == NEAREST_AWAY:
         added = typed_as(pattern, (low >> 1) + (p.cut > 0))
     elif mode == UP:
@@ -242,12 +250,12 @@ def round_aligned(x, mode, p, word):  # type: ignore[no-untyped-def]
     t = typed_as(pattern, (magnitude + added) & ~low)
     rest = typed_as(pattern, magnitude & low)
     if mode == TO_ODD:
-        t = typed_as(pattern, t | (typed_as(pattern, rest != zero) << p.cut))
+        t = typed_as(pattern, t | shift_left(typed_as(pattern, rest != zero), p.cut))
     elif mode == STOCHASTIC:
         # the first random_bits bits of the dropped part (longer words see zeros below it)
-        first = typed_as(pattern, (rest << max(p.random_bits - p.cut, zero)) >> max(p.cut - p.random_bits, zero))
-        carry = typed_as(pattern, (first + top_bits(word, pattern, p.random_bits)) >> p.random_bits)
-        t = typed_as(pattern, t + (carry << p.cut))
+        first = shift_right(shift_left(rest, max(p.random_bits - p.cut, 0)), max(p.cut - p.random_bits, 0))
+        noisy = typed_as(pattern, first + top_bits(word, pattern, p.random_bits))
+        t = typed_as(pattern, t + shift_left(shift_right(noisy, p.random_bits), p.cut))
     result = typed_as(pattern, t | sign)
     result = _out_of_range(result, t > p.largest_bits, magnitude == p.field_mask, pattern, sign, mode, p)
     return float_of(p.nan_bits if x != x else result)
@@ -262,7 +270,8 @@ def _out_of_range(result, over, infinite, pattern, sign, mode, p):  # type: igno
             result = typed_as(pattern, p.largest_bits | sign if keeps_largest else p.over_bits | (sign & p.over_sign))
         else:
             result = typed_as(pattern, p.over_bits | (sign & p.over_sign))
-    if mode != NEAREST_EVEN and mode != NEAREST_AWAY and infinite:
+    directed = mode == TOWARD_ZERO or mode == UP or mode == DOWN or mode == TO_ODD or mode == TO_ODD_POWER
+    if directed and infinite:  # every other rule has taken infinity for a too large value, which gives the same
         result = typed_as(pattern, p.beyond_bits | (sign & p.beyond_sign))
     return result
 
@@ -304,7 +313,8 @@ def round_fixed(x, mode, p, word):  # type: ignore[no-untyped-def]
         else:  # STOCHASTIC, on magnitudes
             rest = abs(y - (float_of(inner) - p.magic))
             scaled = typed_as(steps, rest * p.random_scale)
-            carry = typed_as(steps, (scaled + top_bits(word, steps, p.random_bits)) >> p.random_bits)
+            noisy = typed_as(steps, scaled + top_bits(word, steps, p.random_bits))
+            carry = shift_right(noisy, p.random_bits)
             steps = typed_as(steps, inner - carry if kept < 0 else inner + carry)
         t = float_of(steps) - p.magic
     # The sums above give +0 for both zeros: fixed point has no -0.

@@ -13,7 +13,9 @@ from hwsim.hardware.accelerator import Accelerator
 from hwsim.spec_errors import near
 
 POINTS = 5  # tried at a time for one number
-ROUNDS = 6  # each halves the distance between the points
+# How far around the best value so far a round looks, in shares of the range. The second descent starts where the
+# first one ended, with all other numbers in place.
+REACHES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 Block = TypeVar("Block", bound=BaseModel)
 Values = dict[str, float]
@@ -80,9 +82,9 @@ def search(
     """
     best = {name: min(max(start[name], low), high) for name, (low, high) in ranges.items()}
     least = loss(best)
-    for round_number in range(ROUNDS):
+    for share in REACHES:
         for name, (low, high) in ranges.items():
-            reach = (high - low) / 2 ** (round_number + 1)
+            reach = (high - low) * share
             for value in np.linspace(max(low, best[name] - reach), min(high, best[name] + reach), POINTS):
                 tried = {**best, name: float(value)}
                 found = loss(tried)

@@ -1,4 +1,5 @@
-"""Run a measurement study (schema measured/1): kernels measured on a real device against the machine that describes it."""
+"""Run a measurement study (schema measured/1): kernels measured on a real device against the machine that describes
+it."""
 
 from __future__ import annotations
 

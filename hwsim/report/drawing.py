@@ -13,6 +13,7 @@ from html import escape
 from math import ceil, floor, log10
 from typing import Any
 
+from hwsim.report import words
 from hwsim.report.palette import INK, MUTED, Palette
 from hwsim.section import Axis, Cell, Column, Figure, Kind, Series, Table
 
@@ -63,7 +64,7 @@ def numbers(figure: Figure) -> Table:
 
 def axis_title(axis: Axis) -> str:
     """Label and unit: "energy per step (µJ)"."""
-    unit = "%" if axis.percent else axis.unit
+    unit = _unit(axis)
     return f"{axis.label} ({unit})" if unit else axis.label
 
 
@@ -117,7 +118,7 @@ def _is_named(figure: Figure) -> bool:
 
 
 def _unit(axis: Axis) -> str:
-    return "%" if axis.percent else axis.unit
+    return "%" if axis.percent else words.unit(axis.unit)
 
 
 def _kind(axis: Axis, figure: Figure | None = None) -> Kind:

@@ -109,5 +109,5 @@ def _look(column: Column, values: Sequence[Cell]) -> str:
 
 
 def _unit(column: Column) -> str:
-    unit = column.unit or ("%" if column.kind == "percent" else "")
+    unit = words.unit(column.unit) or ("%" if column.kind == "percent" else "")
     return f' <span class="unit">{escape(unit)}</span>' if unit else ""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from hwsim.errors import HwsimError
+from hwsim.errors import HwsimError, SpecError
 from hwsim.expected import study_line
 from hwsim.report import markup
 from hwsim.report.frame import Part, html_document
+from hwsim.report.page import write_page
 from hwsim.results import Results, write_atomically
 
 
@@ -23,24 +24,36 @@ class Study:
     claim: str
     verdict: str
     page: str  # link relative to the overview; "" if there is no page
+    results: Results | None = None
 
 
-def studies(folder: Path | str) -> list[Study]:
-    """Every study in `folder` (a folder of folders), by name; a damaged one says so instead of hiding the others."""
+def studies(folder: Path | str, pages: Path | str | None = None) -> list[Study]:
+    """Every study in `folder` (a folder of folders), by name; a damaged one says so instead of hiding the others.
+
+    `pages` is where the studies' pages lie, each in a folder of its study's name; `folder` itself unless given.
+    """
     found = []
     for place in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
         if any((place / name).is_file() for name in ("experiment.yaml", "expected.yaml", "results.json")):
-            found.append(_study(place))
+            found.append(_study(place, Path(pages or folder)))
     return found
 
 
-def write_overview(folder: Path | str) -> Path:
-    """Write ``index.html`` into the folder of the studies and return its path.
+def write_overview(folder: Path | str, out_dir: Path | str | None = None) -> Path:
+    """Draw the page of every study in `folder` and one page that links them; returns the path of the latter.
 
     Raises:
-        SpecError: the folder cannot be written to.
+        SpecError: the folder holds no study, or cannot be written to.
     """
-    return write_atomically(Path(folder) / "index.html", draw_overview(studies(folder)))
+    out = Path(out_dir or folder)
+    found = studies(folder)
+    if not found:
+        raise SpecError(f"{folder}: holds neither results.json nor folders of studies")
+    for study in found:
+        results = study.results
+        if results is not None:
+            write_page(results, out / study.name)
+    return write_atomically(out / "index.html", draw_overview(studies(folder, out)))
 
 
 def draw_overview(found: Iterable[Study]) -> str:
@@ -67,16 +80,17 @@ def draw_overview(found: Iterable[Study]) -> str:
     )
 
 
-def _study(place: Path) -> Study:
-    question = ""
+def _study(place: Path, pages: Path) -> Study:
+    results = None
     try:
         claim, verdict = study_line(place)
         if (place / "results.json").is_file():
-            question = Results.read(place).question
+            results = Results.read(place)
     except HwsimError as error:
         claim, verdict = "", f"cannot be read: {str(error).splitlines()[0]}"
-    page = f"{place.name}/index.html" if (place / "index.html").is_file() else ""
-    return Study(place.name, question, claim, verdict, page)
+    question = results.question if results is not None else ""
+    page = f"{place.name}/index.html" if (pages / place.name / "index.html").is_file() else ""
+    return Study(place.name, question, claim, verdict, page, results)
 
 
 def _name(study: Study) -> str:

@@ -30,6 +30,11 @@ def count_scale(largest: float) -> tuple[float, str]:
     return (1.0, "") if largest < 1e5 else _scale(_COUNT, largest)
 
 
+def unit(text: str) -> str:
+    """Write a unit with its sign: "us" is "µs"."""
+    return {"us": "µs", "uJ": "µJ", "um": "µm", "x": "×"}.get(text, text)
+
+
 def number(value: float | None, digits: int | None = None) -> str:
     """Write a number with `digits` after the point, or with four significant digits; thousands are set apart."""
     if value is None or not isfinite(value):

@@ -2,6 +2,9 @@
 
 import re
 
+import pytest
+
+from hwsim.errors import SpecError
 from hwsim.report.overview import studies, write_overview
 
 EXPECTED = """\
@@ -19,7 +22,6 @@ def make_folder(folder, build):
         (folder / name).mkdir()
     (folder / "good" / "expected.yaml").write_text(EXPECTED, encoding="utf-8")
     build().write(folder / "good" / "results.json")
-    (folder / "good" / "index.html").write_text("", encoding="utf-8")
     (folder / "new" / "experiment.yaml").write_text("", encoding="utf-8")
     (folder / "damaged" / "results.json").write_text("{", encoding="utf-8")
     (folder / "damaged" / "expected.yaml").write_text(EXPECTED, encoding="utf-8")
@@ -41,3 +43,18 @@ def test_the_page_links_studies_and_escapes_their_words(tmp_path, build):
     assert "Top-k at 40 keeps &lt;the&gt; accuracy." in text
     assert "plotly" not in text
     assert text.count('class="verdict') == 2
+
+
+def test_pages_can_be_drawn_elsewhere(tmp_path, build):
+    (tmp_path / "studies").mkdir()
+    make_folder(tmp_path / "studies", build)
+    path = write_overview(tmp_path / "studies", tmp_path / "out")
+    assert path == tmp_path / "out" / "index.html"
+    assert 'href="good/index.html"' in path.read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "good" / "index.html").is_file()
+    assert not (tmp_path / "studies" / "index.html").exists()
+
+
+def test_a_folder_without_studies_is_refused(tmp_path):
+    with pytest.raises(SpecError, match=r"holds neither results\.json nor folders of studies"):
+        write_overview(tmp_path)

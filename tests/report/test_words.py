@@ -73,3 +73,7 @@ def test_accuracy_states_a_spread_only_where_there_is_one():
 )
 def test_differences_have_a_sign_unless_they_round_to_zero(share, expected):
     assert words.points(share) == expected
+
+
+def test_units_are_written_with_their_signs():
+    assert [words.unit(text) for text in ("us", "uJ", "ms", "", "KiB")] == ["µs", "µJ", "ms", "", "KiB"]

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -258,3 +259,13 @@ def test_names_of_many_configurations_all_stand_in_the_page(build):
     many = [Configuration(name=f"c{i}", family="c", precision="float32") for i in range(40)]
     text = visible(draw_page(results.model_copy(update={"configurations": (*results.configurations, *many)})))
     assert all(f"c{i} has no trial" in text for i in range(40))
+
+
+def test_the_example_in_the_guide_runs(build, tmp_path, monkeypatch, capsys):
+    guide = Path(__file__).parents[2] / "docs" / "reading-the-report.md"
+    example = guide.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    results = build()
+    results.write(tmp_path / "runs" / "quickstart" / "results.json")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(guide), "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == len(results.summary().costs)

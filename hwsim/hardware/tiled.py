@@ -15,6 +15,15 @@ from hwsim.hardware.sourced import Count, NonNegative, Positive, Share, Sourced
 
 TileSize = tuple[Count, Count]  # rows (m) x columns (n) of the output
 
+# Output tiles that GPU libraries offer (sizes of CUTLASS), and parts into which they cut a reduction.
+GPU_TILES: tuple[TileSize, ...] = (
+    (256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64),
+    (32, 128), (128, 32), (64, 32), (32, 64), (128, 16), (16, 128),
+)  # fmt: skip
+MATRIX_CONVOLUTION_TILES: tuple[TileSize, ...] = GPU_TILES[:5]
+FALLBACK_CONVOLUTION_TILES: tuple[TileSize, ...] = GPU_TILES[2:8]
+GPU_SPLITS: tuple[Count, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
 
 class MatrixConvolution(Sourced):
     """What convolutions need before they run on units that multiply small matrices, and what happens if they fail to.
@@ -27,23 +36,26 @@ class MatrixConvolution(Sourced):
 
     formats: Annotated[tuple[str, ...], Field(min_length=1)]
     channel_multiple: Count = 8
-    tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)]
+    tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)] = MATRIX_CONVOLUTION_TILES
     split_k: tuple[Literal["output", "grad_input", "grad_weight"], ...] = ("output", "grad_weight")
-    fallback_tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)]
+    fallback_tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)] = FALLBACK_CONVOLUTION_TILES
     fallback_macs_per_cycle: Positive  # of one array
-    fallback_efficiency: Share = 1.0
+    fallback_efficiency: Share = 0.93
 
 
 class Tiled(Sourced):
     """How a machine works through tiles.
+
+    Defaults are those of a GPU of which only the data sheet is known: sizes that libraries offer, half of a 256 KiB
+    register file for sums, and what fits to the V100 and A100 found (reports/validation); `source` answers for them.
 
     cooperative: all arrays work on one tile together (an array machine with a large shared memory) instead of one
       program to an array.
     tiles: output tiles that programs exist for.
     step_bytes: length of a step along k in bytes of one operand row; several are tried.
     split_k: into how many parts the reduced axis may be cut.
-    accumulator_kib: memory for the float32 sums of resident tiles: of one array, or of the machine if cooperative.
-    operand_kib: cooperative: memory for the sums and two steps of operands together.
+    accumulator_kib: memory for the float32 sums of resident tiles of one array; if cooperative, for the sums and two
+      steps of operands of the whole machine.
     resident_tiles: programs that one array runs at the same time at most.
     granule: m, n, k to which the ragged edge of a cooperative tile is padded; other machines compute whole tiles.
     step_floor_ns: latency that a step cannot beat however little it computes.
@@ -57,17 +69,17 @@ class Tiled(Sourced):
     """
 
     cooperative: bool = False
-    tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)]
+    tiles: Annotated[tuple[TileSize, ...], Field(min_length=1)] = GPU_TILES
     step_bytes: Annotated[tuple[Count, ...], Field(min_length=1)] = (64,)
-    split_k: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
-    accumulator_kib: Positive
-    resident_tiles: Count = 1
+    split_k: Annotated[tuple[Count, ...], Field(min_length=1)] = GPU_SPLITS
+    accumulator_kib: Positive = 128
+    resident_tiles: Count = 4
     granule: tuple[Count, Count, Count] = (1, 1, 1)
-    step_floor_ns: NonNegative = 0
+    step_floor_ns: NonNegative = 200
     step_overhead_ns: NonNegative = 0
-    reduction_ns: NonNegative = 0
+    reduction_ns: NonNegative = 2500
     output_overlap: bool = True
     cache_share: Share = 0.5
-    k_contiguous_efficiency: Share = 1.0
+    k_contiguous_efficiency: Share = 0.8
     gather_efficiency: Share = 1.0
     convolution: MatrixConvolution | None = None

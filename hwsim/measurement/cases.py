@@ -78,9 +78,7 @@ class Case:
         return self.kernel.startswith("triton") or self.family == "emulation"
 
 
-def make(
-    family: str, operation: str, kernel: str, dtype: str, group: str, energy: bool = False, **axes: int
-) -> Case:
+def make(family: str, operation: str, kernel: str, dtype: str, group: str, energy: bool = False, **axes: int) -> Case:
     """Build a case from named axes."""
     return Case(family, operation, kernel, dtype, tuple(axes.items()), group, energy)
 
@@ -135,7 +133,9 @@ def optimizer_cases(layers: Iterable[tuple[int, int]], kept: Iterable[int]) -> I
         yield make("optimizer", "sgd", "torch", "float32", "optimizer", out=out, inputs=inputs)
         for count in kept:
             if count <= out:
-                yield make("optimizer", "adam_rows", "triton", "float32", "optimizer", out=out, inputs=inputs, kept=count)
+                yield make(
+                    "optimizer", "adam_rows", "triton", "float32", "optimizer", out=out, inputs=inputs, kept=count
+                )
 
 
 TOPK_PARTS = (  # (operation, kernel): the parts of unified top-k backward, and the whole of it
@@ -153,9 +153,15 @@ TOPK_PARTS = (  # (operation, kernel): the parts of unified top-k backward, and 
 
 
 def topk_cases(
-    out: int, inputs: int, batch: int, kept: Iterable[int], dtypes: Iterable[str], group: str,
-    parts: Iterable[tuple[str, str]] = TOPK_PARTS, energy: bool = False,
-) -> Iterator[Case]:  # fmt: skip
+    out: int,
+    inputs: int,
+    batch: int,
+    kept: Iterable[int],
+    dtypes: Iterable[str],
+    group: str,
+    parts: Iterable[tuple[str, str]] = TOPK_PARTS,
+    energy: bool = False,
+) -> Iterator[Case]:
     """Unified top-k backward of one linear layer: whole and in parts, with its dense rivals."""
     axes = {"batch": batch, "out": out, "inputs": inputs}
     parts = tuple(parts)
@@ -171,7 +177,8 @@ def topk_cases(
 
 
 def example_cases(out: int, inputs: int, batch: int, kept: Iterable[int], dtype: str, group: str) -> Iterator[Case]:
-    """Top-k per example, where every row keeps its own positions: gathered rows, and the sparse and masked baselines."""
+    """Top-k per example, where every row keeps its own positions: gathered rows, and the sparse and masked
+    baselines."""
     axes = {"batch": batch, "out": out, "inputs": inputs}
     for count in kept:
         for operation, kernel in (
@@ -189,7 +196,9 @@ def example_cases(out: int, inputs: int, batch: int, kept: Iterable[int], dtype:
 
 def structured_cases(out: int, inputs: int, batch: int) -> Iterator[Case]:
     """2:4 structured sparsity of the gradient: always half of the positions, so no k."""
-    yield make("topk_backward", "grad_input_2to4", "sparse_2to4", "bfloat16", "structured", batch=batch, out=out, inputs=inputs)
+    yield make(
+        "topk_backward", "grad_input_2to4", "sparse_2to4", "bfloat16", "structured", batch=batch, out=out, inputs=inputs
+    )
 
 
 def step_cases(
@@ -198,21 +207,44 @@ def step_cases(
     """A whole training step of a 784-h-...-10 network; kept 0 is the dense step. `rows`: row-sparse Adam as well."""
     for count in (0, *kept):
         for kernel in ("eager", "graph"):
-            yield make("training_step", "adam", kernel, dtype, group, hidden=hidden, depth=depth, batch=batch, kept=count)
+            yield make(
+                "training_step", "adam", kernel, dtype, group, hidden=hidden, depth=depth, batch=batch, kept=count
+            )
             if rows and count:
-                yield make("training_step", "adam_rows", kernel, dtype, group, hidden=hidden, depth=depth, batch=batch, kept=count)
+                yield make(
+                    "training_step",
+                    "adam_rows",
+                    kernel,
+                    dtype,
+                    group,
+                    hidden=hidden,
+                    depth=depth,
+                    batch=batch,
+                    kept=count,
+                )
 
 
-def convolution_cases(batch: int, dtype: str, layers: Iterable[tuple[int, int, int, int, int]] = RESNET50) -> Iterator[Case]:
+def convolution_cases(
+    batch: int, dtype: str, layers: Iterable[tuple[int, int, int, int, int]] = RESNET50
+) -> Iterator[Case]:
     """Each pass of each distinct convolution of ResNet-50."""
     for channels, size, out_channels, kernel, stride in layers:
         for gemm in GEMMS:
             if gemm == "grad_input" and channels == 3:
                 continue  # the first layer has no grad_input
             yield make(
-                "convolution", gemm, "cudnn", dtype, "resnet", batch=batch, channels=channels, size=size,
-                out_channels=out_channels, filter=kernel, stride=stride,
-            )  # fmt: skip
+                "convolution",
+                gemm,
+                "cudnn",
+                dtype,
+                "resnet",
+                batch=batch,
+                channels=channels,
+                size=size,
+                out_channels=out_channels,
+                filter=kernel,
+                stride=stride,
+            )
 
 
 def sample_shapes(count: int, limit_flops: float = 4e12) -> Iterator[tuple[int, int, int]]:
@@ -246,9 +278,19 @@ def sample_cases(count: int) -> Iterator[Case]:
 def edge_cases() -> Iterator[Case]:
     """Shapes at the borders: single rows and columns, primes, long reductions."""
     shapes = (
-        (1, 1, 1), (1, 8192, 8192), (8192, 1, 8192), (8192, 8192, 1), (16, 16, 65536), (127, 509, 1021), (4095, 4097, 4099),
-        (8192, 8192, 16), (65536, 16, 16), (16, 65536, 16), (3, 5, 7), (257, 257, 257),
-    )  # fmt: skip
+        (1, 1, 1),
+        (1, 8192, 8192),
+        (8192, 1, 8192),
+        (8192, 8192, 1),
+        (16, 16, 65536),
+        (127, 509, 1021),
+        (4095, 4097, 4099),
+        (8192, 8192, 16),
+        (65536, 16, 16),
+        (16, 65536, 16),
+        (3, 5, 7),
+        (257, 257, 257),
+    )
     for m, n, k in shapes:
         for gemm in GEMMS:
             for dtype in ("bfloat16", "float32"):
@@ -279,14 +321,16 @@ def cuda_cases() -> list[Case]:
         memory_cases([1 << 26], ["float32"]),
         # the question itself: dense and top-k backward at the paper's size, dense GEMMs of all kinds there
         layer_gemms(**wide, dtypes=DENSE_DTYPES, group="table7"),
-        topk_cases(**wide, kept=TABLE7_KEPT, dtypes=["float32", "bfloat16"], group="table7",
-                   parts=TOPK_PARTS[:2]),
+        topk_cases(**wide, kept=TABLE7_KEPT, dtypes=["float32", "bfloat16"], group="table7", parts=TOPK_PARTS[:2]),
         step_cases(500, 10, [20], "float32", "mlp"),
         step_cases(8192, 1024, TABLE7_KEPT, "float32", "table8"),
         # dense GEMMs of the meProp networks and of language models
         *[layer_gemms(h, h, batch, DENSE_DTYPES, "mlp") for batch in BATCHES for h in HIDDEN],
-        *[layer_gemms(out, inputs, batch, ["bfloat16", "float32"], "mlp")
-          for batch in (10, 50, 1024) for out, inputs in MNIST_LAYERS],
+        *[
+            layer_gemms(out, inputs, batch, ["bfloat16", "float32"], "mlp")
+            for batch in (10, 50, 1024)
+            for out, inputs in MNIST_LAYERS
+        ],
         *[layer_gemms(out, inputs, 2048, ["bfloat16", "float8_e4m3fn"], "llm") for _, out, inputs in LLM_LAYERS],
         # the parts of top-k backward
         topk_cases(**wide, kept=WIDE_KEPT, dtypes=["bfloat16"], group="table7"),
@@ -294,10 +338,14 @@ def cuda_cases() -> list[Case]:
         optimizer_cases([(500, 784), (4096, 4096), (8192, 8192)], [20, 64, 512, 2048, 8192]),
         sample_cases(120),
         energy_cases(),
-        *[topk_cases(h, h, batch, [max(1, h // 100), h // 25, h // 10, h // 4, h // 2, h], ["bfloat16"], "mlp")
-          for h, batch in ((500, 10), (500, 256), (2048, 256), (4096, 1024))],
-        *[example_cases(h, h, batch, kept, "bfloat16", "example")
-          for h, batch, kept in ((500, 10, (20, 80)), (2048, 256, (20, 102)), (8192, 1024, (64, 410)))],
+        *[
+            topk_cases(h, h, batch, [max(1, h // 100), h // 25, h // 10, h // 4, h // 2, h], ["bfloat16"], "mlp")
+            for h, batch in ((500, 10), (500, 256), (2048, 256), (4096, 1024))
+        ],
+        *[
+            example_cases(h, h, batch, kept, "bfloat16", "example")
+            for h, batch, kept in ((500, 10, (20, 80)), (2048, 256, (20, 102)), (8192, 1024, (64, 410)))
+        ],
         structured_cases(4096, 4096, 1024),
         structured_cases(8192, 8192, 1024),
         step_cases(500, 10, [10, 40, 80], "bfloat16", "mlp", rows=True),
@@ -310,11 +358,14 @@ def cuda_cases() -> list[Case]:
         convolution_cases(32, "bfloat16"),
         convolution_cases(32, "tf32"),
         edge_cases(),
-        *[layer_gemms(out, inputs, tokens, ["bfloat16", "float8_e4m3fn", "float16"], "llm")
-          for tokens in (512, 8192) for _, out, inputs in LLM_LAYERS],
+        *[
+            layer_gemms(out, inputs, tokens, ["bfloat16", "float8_e4m3fn", "float16"], "llm")
+            for tokens in (512, 8192)
+            for _, out, inputs in LLM_LAYERS
+        ],
         topk_cases(**wide, kept=WIDE_KEPT, dtypes=["float32", "float16"], group="table7"),
         sample_cases(400),
-    ]  # fmt: skip
+    ]
     return unique(case for cases in ordered for case in cases)
 
 
@@ -330,19 +381,27 @@ def energy_cases() -> Iterator[Case]:
 
 
 def cpu_cases() -> list[Case]:
-    """The same method on the user's own processor: dense and unified top-k through torch, sizes of some milliseconds."""
+    """The same method on the user's own processor: dense and unified top-k through torch, sizes of some
+    milliseconds."""
     parts = [part for part in TOPK_PARTS if not part[1].startswith("triton")]
     ordered: list[Iterable[Case]] = [
         launch_cases(),
         layer_gemms(500, 784, 10, ["float32"], "mlp", kernel="blas"),
         topk_cases(500, 784, 10, (20, 80, 500), ["float32"], "mlp", parts),
         step_cases(500, 10, [20], "float32", "mlp"),
-        *[layer_gemms(h, h, batch, ["float32", "bfloat16"], "mlp", kernel="blas") for h in (500, 1024) for batch in (50, 256)],
+        *[
+            layer_gemms(h, h, batch, ["float32", "bfloat16"], "mlp", kernel="blas")
+            for h in (500, 1024)
+            for batch in (50, 256)
+        ],
         topk_cases(1024, 1024, 256, (10, 41, 102, 256, 512, 1024), ["float32"], "mlp", parts),
         memory_cases([1 << 18, 1 << 22], ["float32"]),
-    ]  # fmt: skip
+    ]
     cases = [case for case in unique(c for cs in ordered for c in cs) if case.kernel not in ("graph", "triton")]
-    return [Case(c.family, c.operation, "blas" if c.kernel == "cublas" else c.kernel, c.dtype, c.shape, c.group) for c in cases]
+    return [
+        Case(c.family, c.operation, "blas" if c.kernel == "cublas" else c.kernel, c.dtype, c.shape, c.group)
+        for c in cases
+    ]
 
 
 def unique(cases: Iterable[Case]) -> list[Case]:

@@ -1,8 +1,9 @@
 """Simulated against measured: errors by group with intervals, worst cases, and the speed-up of top-k over k.
 
-The caller simulates (`work.workload_of` says what); here times are put side by side. Error is simulated / measured - 1. Above
-`SHORT_US` errors are relative (MAPE: the mean of |error|); below, where launch cost rules, absolute in microseconds. An interval
-is a bootstrap over shapes: rows of one shape stay together, since their errors are alike.
+The caller simulates (`work.workload_of` says what); here times are put side by side. Error is simulated / measured -
+1. Above
+`SHORT_US` errors are relative (MAPE: the mean of |error|); below, where launch cost rules, absolute in microseconds.
+An interval is a bootstrap over shapes: rows of one shape stay together, since their errors are alike.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Comparison:
         return tuple(summarize(name, pairs) for name, pairs in groups.items())
 
     def worst(self, count: int = 10) -> tuple[Pair, ...]:
-        """The pairs of at least SHORT_US with the largest |log(simulated / measured)|: half counts as much as double."""
+        """The pairs of at least SHORT_US with the largest |log(simulated / measured)|: half counts as much as
+        double."""
         long = [pair for pair in self.pairs if pair.measurement.timing.time_us >= SHORT_US and pair.simulated_us > 0]
         return tuple(sorted(long, key=lambda pair: -abs(math.log(pair.error + 1)))[:count])
 

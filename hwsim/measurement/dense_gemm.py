@@ -1,6 +1,7 @@
 """The dense GEMMs of a linear layer and the passes of a convolution, on the real machine.
 
-Axes (k reduced) and stored layouts, as a torch layer keeps them, with x (batch, in), weight (out, in), g = dL/dy (batch, out):
+Axes (k reduced) and stored layouts, as a torch layer keeps them, with x (batch, in), weight (out, in), g = dL/dy
+(batch, out):
 output       y  = x  weight^T    a row-major, b read across its layout
 grad_input   dx = g  weight      both row-major
 grad_weight  dw = g^T x          a read across its layout
@@ -16,7 +17,7 @@ from hwsim.measurement.cases import Case
 from hwsim.measurement.prepared import (
     TOLERANCE,
     Prepared,
-    Unavailable,
+    UnavailableError,
     check_product,
     element_bytes,
     generator,
@@ -40,7 +41,9 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     def check() -> Check:
         result.fill_(float("nan"))  # an element that is not written stays NaN and fails the check
         call()
-        return check_product(result, a.float() if a.element_size() == 1 else a, b.float() if b.element_size() == 1 else b, case.dtype)
+        return check_product(
+            result, a.float() if a.element_size() == 1 else a, b.float() if b.element_size() == 1 else b, case.dtype
+        )
 
     traffic = (m * k + k * n) * element_bytes(case.dtype) + m * n * element_bytes(out_dtype)
     return Prepared(call, check, 2 * m * n * k, traffic, launches=1 if case.kernel == "triton" else 0)
@@ -58,7 +61,7 @@ def operands(
     return a, b
 
 
-def _multiply(case: Case, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor):  # noqa: ANN202
+def _multiply(case: Case, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor):
     """Return the call that writes a @ b into `result`."""
     if case.kernel == "triton":
         from hwsim.measurement.triton_gemm import gemm
@@ -66,14 +69,15 @@ def _multiply(case: Case, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor
         return lambda: gemm(a, b, result, tf32=case.dtype == "tf32")
     if case.dtype.startswith("float8"):
         if a.device.type != "cuda" or not hasattr(torch, "_scaled_mm"):
-            raise Unavailable("torch._scaled_mm on a CUDA device")
+            raise UnavailableError("torch._scaled_mm on a CUDA device")
         one = torch.ones((), dtype=torch.float32, device=a.device)
         return lambda: torch._scaled_mm(a, b, one, one, out_dtype=result.dtype, use_fast_accum=True, out=result)
     return lambda: torch.mm(a, b, out=result)
 
 
 def prepare_convolution(case: Case, device: torch.device) -> Prepared:
-    """Make one pass of a convolution ready: channels-last, padding (filter - 1) / 2, the library's default algorithm."""
+    """Make one pass of a convolution ready: channels-last, padding (filter - 1) / 2, the library's default
+    algorithm."""
     set_precision(case.dtype)
     torch.backends.cudnn.benchmark = False
     source = generator(case.id, device)
@@ -107,7 +111,9 @@ def prepare_convolution(case: Case, device: torch.device) -> Prepared:
         set_precision(case.dtype)
         error = relative_error(sample, reference) if bool(torch.isfinite(result).all()) else float("nan")
         # The float32 reference itself carries about 1e-6 * sqrt(length of the sum).
-        return Check("float32 convolution without cuDNN, a slice", error, max(TOLERANCE[case.dtype], 1e-4), sample.numel())
+        return Check(
+            "float32 convolution without cuDNN, a slice", error, max(TOLERANCE[case.dtype], 1e-4), sample.numel()
+        )
 
     macs = batch * out_size**2 * filters * channels * width**2
     moved = {"output": (x, weight, g), "grad_input": (g, weight, x), "grad_weight": (x, g, weight)}[case.operation]

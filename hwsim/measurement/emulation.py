@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from hwsim.measurement.cases import Case
-from hwsim.measurement.prepared import Prepared, Unavailable, generator, normal
+from hwsim.measurement.prepared import Prepared, UnavailableError, generator, normal
 from hwsim.measurement.record import Check
 
 
 def prepare(case: Case, device: torch.device) -> Prepared:
-    """Make an `emulation` case ready: `quantize_ROUNDING` into case.dtype, or `matmul_mac` with accumulator case.dtype."""
+    """Make an `emulation` case ready: `quantize_ROUNDING` into case.dtype, or `matmul_mac` with accumulator
+    case.dtype."""
     try:
         import hwsim
         from hwsim import kernels
     except ImportError as error:
-        raise Unavailable(f"hwsim.kernels: {error}") from None
+        raise UnavailableError(f"hwsim.kernels: {error}") from None
     source = generator(case.id, device)
     if case.operation.startswith("quantize_"):
         rounding = case.operation.removeprefix("quantize_")
@@ -61,7 +62,7 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     return Prepared(multiply, check_matmul, 2 * m * n * k, 4 * (m * k + k * n + m * n), launches=1)
 
 
-def kernels_mac(accumulator: str):  # noqa: ANN201
+def kernels_mac(accumulator: str):
     """A MAC whose accumulator is rounded to nearest even at every step."""
     from hwsim.arithmetic.mac import MacSpec
 

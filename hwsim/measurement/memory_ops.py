@@ -1,13 +1,24 @@
-"""Operations limited by memory: copies, elementwise work, reductions, casts, transposes, optimizer updates, and nothing."""
+"""Operations limited by memory: copies, elementwise work, reductions, casts, transposes, optimizer updates, and
+nothing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
 from hwsim.measurement.cases import Case
-from hwsim.measurement.prepared import Prepared, Unavailable, check_close, check_equal, element_bytes, generator, normal, stored
+from hwsim.measurement.prepared import (
+    Prepared,
+    UnavailableError,
+    check_close,
+    check_equal,
+    element_bytes,
+    generator,
+    normal,
+    stored,
+)
 from hwsim.measurement.record import Check
 
 COLUMNS = 1024  # of matrices made from n elements
@@ -36,7 +47,9 @@ def prepare(case: Case, device: torch.device) -> Prepared:
         return Prepared(lambda: result.copy_(x), _exact(result, lambda: result.copy_(x), x, "the source"), 0, 2 * n, 1)
     x = normal((n // COLUMNS, COLUMNS), case.dtype, source)
     if case.operation == "fill":
-        return Prepared(lambda: x.fill_(0.5), _exact(x, lambda: x.fill_(0.5), torch.full_like(x, 0.5), "the value"), 0, n * size, 1)
+        return Prepared(
+            lambda: x.fill_(0.5), _exact(x, lambda: x.fill_(0.5), torch.full_like(x, 0.5), "the value"), 0, n * size, 1
+        )
     if case.operation == "add":
         y, result = normal(tuple(x.shape), case.dtype, source), torch.empty_like(x)
         call: Callable[[], object] = lambda: torch.add(x, y, out=result)  # noqa: E731
@@ -50,7 +63,9 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     if case.operation == "column_sum":
         total = torch.empty(COLUMNS, dtype=torch.float32, device=device)
         call = lambda: torch.sum(x, 0, dtype=torch.float32, out=total)  # noqa: E731
-        return Prepared(call, _close(total, call, x.double().sum(0), "float16", "float64 sums"), n, n * size + COLUMNS * 4)
+        return Prepared(
+            call, _close(total, call, x.double().sum(0), "float16", "float64 sums"), n, n * size + COLUMNS * 4
+        )
     if case.operation == "transpose":
         result = torch.empty((COLUMNS, n // COLUMNS), dtype=x.dtype, device=device)
         call = lambda: result.copy_(x.t())  # noqa: E731
@@ -72,7 +87,7 @@ def prepare(case: Case, device: torch.device) -> Prepared:
             return Check("half a step of the target format", float(off) / n, 0.0, n)
 
         return Prepared(call, check, n, n * (size + result.element_size()), 1)
-    raise Unavailable(f"no such operation: {case.operation}")
+    raise UnavailableError(f"no such operation: {case.operation}")
 
 
 def prepare_optimizer(case: Case, device: torch.device) -> Prepared:
@@ -84,7 +99,13 @@ def prepare_optimizer(case: Case, device: torch.device) -> Prepared:
     step = 10
     if case.operation == "sgd":
         call: Callable[[], object] = lambda: weight.add_(gradient, alpha=-1e-3)  # noqa: E731
-        return Prepared(call, _update_check(call, [weight], lambda: [weight.double() - 1e-3 * gradient.double()]), 2 * out * inputs, 12 * out * inputs, 1)  # fmt: skip
+        return Prepared(
+            call,
+            _update_check(call, [weight], lambda: [weight.double() - 1e-3 * gradient.double()]),
+            2 * out * inputs,
+            12 * out * inputs,
+            1,
+        )
     rows = None
     if case.operation == "adam_rows":
         order = torch.randperm(out, generator=source, device=device)[: case["kept"]]
@@ -93,9 +114,20 @@ def prepare_optimizer(case: Case, device: torch.device) -> Prepared:
     if case.kernel == "torch_fused":
         count = torch.tensor(float(step), device=device)
         call = lambda: torch._fused_adam_(  # noqa: E731
-            [weight], [gradient], [first], [second], [], [count], lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0,
-            eps=1e-8, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            [weight],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [count],
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
     else:
         from hwsim.measurement.triton_topk import adam
 
@@ -110,9 +142,15 @@ def prepare_optimizer(case: Case, device: torch.device) -> Prepared:
 
 
 def adam_reference(
-    weight: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, step: int, rows: torch.Tensor | None
-) -> list[torch.Tensor]:  # fmt: skip
-    """One Adam step in float64 with torch's defaults: new weight, first and second moment; only `rows` move if given."""
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    step: int,
+    rows: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """One Adam step in float64 with torch's defaults: new weight, first and second moment; only `rows` move if
+    given."""
     place = slice(None) if rows is None else rows.long()
     w, m, v, g = weight.double(), first.double(), second.double(), gradient.double()
     m[place] = 0.9 * m[place] + 0.1 * g
@@ -135,13 +173,15 @@ def _update_check(
         call()
         got = [tensor.double() - old for tensor, old in zip(state, before, strict=True)]
         errors = [float((g - w).norm() / w.norm()) for g, w in zip(got, wanted, strict=True)]
-        worst = max(errors) if all(error == error for error in errors) else float("nan")
+        worst = float("nan") if any(map(math.isnan, errors)) else max(errors)
         return Check("change of every state against float64", worst, 1e-3, sum(t.numel() for t in state))
 
     return check
 
 
-def _exact(result: torch.Tensor, call: Callable[[], object], reference: torch.Tensor, against: str) -> Callable[[], Check]:
+def _exact(
+    result: torch.Tensor, call: Callable[[], object], reference: torch.Tensor, against: str
+) -> Callable[[], Check]:
     def check() -> Check:
         result.fill_(3)
         call()

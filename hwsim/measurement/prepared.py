@@ -39,15 +39,15 @@ class Prepared:
     wall: bool = False  # timed as a loop with its launches (an eager training step)
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """This device or build cannot run the case; `str` says what is missing."""
 
 
 def stored(dtype: str) -> torch.dtype:
-    """Return the torch dtype that memory holds for a format name; raises Unavailable if this torch has none."""
+    """Return the torch dtype that memory holds for a format name; raises UnavailableError if this torch has none."""
     found = getattr(torch, STORED.get(dtype, dtype), None)
     if not isinstance(found, torch.dtype):
-        raise Unavailable(f"this torch has no dtype {dtype}")
+        raise UnavailableError(f"this torch has no dtype {dtype}")
     return found
 
 

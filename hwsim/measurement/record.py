@@ -76,7 +76,8 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One kernel on one device: how long, how much data and arithmetic, and the check that it computed the right thing."""
+    """One kernel on one device: how long, how much data and arithmetic, and the check that it computed the right
+    thing."""
 
     id: str  # unique in a file; see `cases.Case.id`
     family: str  # launch, memory, dense_gemm, topk_backward, optimizer, training_step, emulation
@@ -167,7 +168,8 @@ class MeasurementFile:
 
     @classmethod
     def read(cls, path: Path) -> MeasurementFile:
-        """Read a file; raises SpecError for one that is not of this schema or carries an entry that must not be there."""
+        """Read a file; raises SpecError for one that is not of this schema or carries an entry that must not be
+        there."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
 """The page of a measurement study: measured against simulated from a recorded file, or a plainly stated gap.
 
-    schema: measured/1
-    name: gpu_h200
-    question: ...
-    accelerator: nvidia_h200
-    measurements: measurements.json      # beside this file; need not exist yet
-    held_out: 0.5                        # share of the shapes that no fit may use
+schema: measured/1
+name: gpu_h200
+question: ...
+accelerator: nvidia_h200
+measurements: measurements.json      # beside this file; need not exist yet
+held_out: 0.5                        # share of the shapes that no fit may use
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def gap(study: MeasuredStudy) -> Section:
         title="Not measured yet",
         verdict="not comparable",
         text=(
-            f"There is no {study.measurements} beside this study: no measurement on the real device exists, so nothing here "
-            f"says how well {study.accelerator} describes it.\n\nOn a machine that has the device, this fills the gap, in "
-            "slices of nine minutes, about three for everything:\n"
+            f"There is no {study.measurements} beside this study: no measurement on the real device exists, so "
+            f"nothing here says how well {study.accelerator} describes it.\n\nOn a machine that has the device, "
+            "this fills the gap, in slices of nine minutes, about three for everything:\n"
             "python -m hwsim.measurement.suite --suite all --minutes 9 --resume --out " + f"reports/{study.name}"
         ),
     )
@@ -119,13 +119,28 @@ def provenance(study: MeasuredStudy, file: MeasurementFile) -> Section:
     return Section(
         title="What was measured",
         text=(
-            f"{len(file.measurements)} kernels, each after a passed check of its result; {len(file.failures)} cases failed and "
+            f"{len(file.measurements)} kernels, each after a passed check of its result; {len(file.failures)} cases "
+            "failed and "
             f"{file.remaining} are still to be measured.\n\nA time is the median: " + "; ".join(includes) + "."
         ),
         tables=(
             Table(title="Device and software", columns=(Column(name="what"), Column(name="value")), rows=tuple(rows)),
-            Table(title="Kernels by family", columns=(Column(name="family"), Column(name="measured", kind="number", digits=0)), rows=families),
-            *([Table(title="Cases without a measurement", columns=(Column(name="case"), Column(name="why")), rows=failed)] if failed else []),
+            Table(
+                title="Kernels by family",
+                columns=(Column(name="family"), Column(name="measured", kind="number", digits=0)),
+                rows=families,
+            ),
+            *(
+                [
+                    Table(
+                        title="Cases without a measurement",
+                        columns=(Column(name="case"), Column(name="why")),
+                        rows=failed,
+                    )
+                ]
+                if failed
+                else []
+            ),
         ),
     )
 
@@ -155,14 +170,24 @@ def errors(study: MeasuredStudy, comparison: Comparison) -> Section:
     return Section(
         title="Simulated against measured",
         text=text,
-        figures=tuple(_scatter(comparison, family) for family in ("dense_gemm", "topk_backward", "convolution", "training_step")
-                      if any(pair.measurement.family == family for pair in comparison.pairs)),
-        tables=(
-            Table(title=f"Held-out shapes ({study.held_out:.0%} of all)", columns=(*columns, Column(name="verdict", kind="verdict")), rows=tuple(rows),
-                  note="MAPE over kernels of 20 us and more; 95 % interval by bootstrap over shapes; below 20 us the mean difference in us."),
-            Table(title="All shapes, by kernel and format", columns=columns, rows=tuple(_summary_row(s) for s in groups)),
+        figures=tuple(
+            _scatter(comparison, family)
+            for family in ("dense_gemm", "topk_backward", "convolution", "training_step")
+            if any(pair.measurement.family == family for pair in comparison.pairs)
         ),
-    )  # fmt: skip
+        tables=(
+            Table(
+                title=f"Held-out shapes ({study.held_out:.0%} of all)",
+                columns=(*columns, Column(name="verdict", kind="verdict")),
+                rows=tuple(rows),
+                note="MAPE over kernels of 20 us and more; 95 % interval by bootstrap over shapes; below 20 us the "
+                "mean difference in us.",
+            ),
+            Table(
+                title="All shapes, by kernel and format", columns=columns, rows=tuple(_summary_row(s) for s in groups)
+            ),
+        ),
+    )
 
 
 def judge(summary: Summary, gate: float | None, short_us: float | None) -> str | None:
@@ -181,15 +206,29 @@ def worst(comparison: Comparison) -> Section | None:
     if not pairs:
         return None
     rows = tuple(
-        (pair.measurement.id, pair.measurement.timing.time_us, pair.simulated_us, pair.error, pair.measurement.tflops, pair.measurement.gb_per_s)
+        (
+            pair.measurement.id,
+            pair.measurement.timing.time_us,
+            pair.simulated_us,
+            pair.error,
+            pair.measurement.tflops,
+            pair.measurement.gb_per_s,
+        )
         for pair in pairs
     )
     columns = (
-        Column(name="kernel"), Column(name="measured", unit="us", kind="number"), Column(name="simulated", unit="us", kind="number"),
-        Column(name="error", unit="%", kind="percent", digits=1), Column(name="rate", unit="TFLOP/s", kind="number"),
+        Column(name="kernel"),
+        Column(name="measured", unit="us", kind="number"),
+        Column(name="simulated", unit="us", kind="number"),
+        Column(name="error", unit="%", kind="percent", digits=1),
+        Column(name="rate", unit="TFLOP/s", kind="number"),
         Column(name="traffic", unit="GB/s", kind="number"),
-    )  # fmt: skip
-    return Section(title="Worst cases", text="Largest ratios of simulated and measured time.", tables=(Table(title="Worst cases", columns=columns, rows=rows),))
+    )
+    return Section(
+        title="Worst cases",
+        text="Largest ratios of simulated and measured time.",
+        tables=(Table(title="Worst cases", columns=columns, rows=rows),),
+    )
 
 
 def topk(file: MeasurementFile) -> Section | None:
@@ -199,26 +238,47 @@ def topk(file: MeasurementFile) -> Section | None:
         return None
     wide = [c for c in curves if (c.out, c.inputs, c.batch) == (8192, 8192, 1024)]
     named = lambda c: f"{c.kernel}, {c.dtype}, {c.out} x {c.inputs}, batch {c.batch}"  # noqa: E731
-    series = tuple(Series(name=named(c), x=[float(k) for k, _ in c.ratios], y=[r for _, r in c.ratios], style="line") for c in curves)
+    series = tuple(
+        Series(name=named(c), x=[float(k) for k, _ in c.ratios], y=[r for _, r in c.ratios], style="line")
+        for c in curves
+    )
     rows = tuple((named(c), c.dense_us, max(r for _, r in c.ratios), c.break_even) for c in curves)
-    columns = (Column(name="layer"), Column(name="dense backward", unit="us", kind="number"), Column(name="largest speed-up", kind="ratio"), Column(name="break-even k", kind="number"))  # fmt: skip
+    columns = (
+        Column(name="layer"),
+        Column(name="dense backward", unit="us", kind="number"),
+        Column(name="largest speed-up", kind="ratio"),
+        Column(name="break-even k", kind="number"),
+    )
     tables = [Table(title="Break-even", columns=columns, rows=rows, note="A dash: no crossing among the measured k.")]
     for curve in wide:
         table = shape_against_table7(curve)
         tables.append(
             Table(
                 title=f"Speed-up over k: {named(curve)}",
-                columns=(Column(name="k", kind="number", digits=0), Column(name="GTX 1080, published", kind="ratio"), Column(name="here", kind="ratio")),
+                columns=(
+                    Column(name="k", kind="number", digits=0),
+                    Column(name="GTX 1080, published", kind="ratio"),
+                    Column(name="here", kind="ratio"),
+                ),
                 rows=tuple(table),
-                note="Only the shape compares: the paper states neither layers nor iterations, and its dense baseline is of 2017.",
+                note="Only the shape compares: the paper states neither layers nor iterations, and its dense baseline "
+                "is of 2017.",
                 source="Sun et al., meProp, arXiv 1706.06197, table 7",
             )
         )
     figure = Figure(
-        title="Backward of one layer: dense time over top-k time", x=Axis(label="kept k", scale="log"),
-        y=Axis(label="speed-up", scale="log"), series=series, lines=(ReferenceLine(label="break-even", at=1.0),),
-    )  # fmt: skip
-    return Section(title="What top-k gains on the real device", text="Selection, gather, both products, zero-fill and scatter are in the time.", figures=(figure,), tables=tuple(tables))
+        title="Backward of one layer: dense time over top-k time",
+        x=Axis(label="kept k", scale="log"),
+        y=Axis(label="speed-up", scale="log"),
+        series=series,
+        lines=(ReferenceLine(label="break-even", at=1.0),),
+    )
+    return Section(
+        title="What top-k gains on the real device",
+        text="Selection, gather, both products, zero-fill and scatter are in the time.",
+        figures=(figure,),
+        tables=tuple(tables),
+    )
 
 
 def tensor_cores(file: MeasurementFile) -> Section | None:
@@ -232,22 +292,36 @@ def tensor_cores(file: MeasurementFile) -> Section | None:
         verdict = None if wrong is None else "passed" if wrong == 0 and not layer else "failed"
         rows.append((case["id"], case.get("dots"), wrong, layer, case.get("reason", case.get("against", "")), verdict))
     columns = (
-        Column(name="instruction"), Column(name="dots", kind="number", digits=0), Column(name="mismatches", kind="number", digits=0),
-        Column(name="in a layer's GEMMs", kind="number", digits=0), Column(name="against"), Column(name="verdict", kind="verdict"),
-    )  # fmt: skip
-    return Section(title="Tensor cores, bit for bit", tables=(Table(title="Single instructions", columns=columns, rows=tuple(rows)),), text="Random and adversarial dot products, and the three GEMMs of a layer with the order of steps fixed.")  # fmt: skip
+        Column(name="instruction"),
+        Column(name="dots", kind="number", digits=0),
+        Column(name="mismatches", kind="number", digits=0),
+        Column(name="in a layer's GEMMs", kind="number", digits=0),
+        Column(name="against"),
+        Column(name="verdict", kind="verdict"),
+    )
+    return Section(
+        title="Tensor cores, bit for bit",
+        tables=(Table(title="Single instructions", columns=columns, rows=tuple(rows)),),
+        text="Random and adversarial dot products, and the three GEMMs of a layer with the order of steps fixed.",
+    )
 
 
 def _summary_columns() -> tuple[Column, ...]:
     return (
-        Column(name="kernels"), Column(name="rows", kind="number", digits=0), Column(name="MAPE", unit="%", kind="percent", digits=1),
-        Column(name="95 % interval", unit="%"), Column(name="bias", unit="%", kind="percent", digits=1),
-        Column(name=f"rows under {SHORT_US:.0f} us", kind="number", digits=0), Column(name="mean difference there", unit="us", kind="number", digits=2),
-    )  # fmt: skip
+        Column(name="kernels"),
+        Column(name="rows", kind="number", digits=0),
+        Column(name="MAPE", unit="%", kind="percent", digits=1),
+        Column(name="95 % interval", unit="%"),
+        Column(name="bias", unit="%", kind="percent", digits=1),
+        Column(name=f"rows under {SHORT_US:.0f} us", kind="number", digits=0),
+        Column(name="mean difference there", unit="us", kind="number", digits=2),
+    )
 
 
 def _summary_row(s: Summary) -> tuple[str | int | float | None, ...]:
-    interval = None if s.mape_low is None or s.mape_high is None else f"{100 * s.mape_low:.1f} to {100 * s.mape_high:.1f}"
+    interval = (
+        None if s.mape_low is None or s.mape_high is None else f"{100 * s.mape_low:.1f} to {100 * s.mape_high:.1f}"
+    )
     return (s.name, s.rows, s.mape, interval, s.bias, s.short_rows, s.short_us)
 
 
@@ -259,13 +333,21 @@ def _scatter(comparison: Comparison, family: str) -> Figure:
         chosen.setdefault(pair.measurement.operation, []).append(pair)
     series = tuple(
         Series(
-            name=name, x=[pair.measurement.timing.time_us for pair in group], y=[pair.simulated_us for pair in group],
-            labels=[f"{pair.measurement.kernel} {pair.measurement.dtype} {dict(pair.measurement.shape)}" for pair in group],
+            name=name,
+            x=[pair.measurement.timing.time_us for pair in group],
+            y=[pair.simulated_us for pair in group],
+            labels=[
+                f"{pair.measurement.kernel} {pair.measurement.dtype} {dict(pair.measurement.shape)}" for pair in group
+            ],
         )
         for name, group in chosen.items()
-    )  # fmt: skip
+    )
     return Figure(
-        title=f"{family.replace('_', ' ')}: simulated against measured", x=Axis(label="measured", unit="us", scale="log"),
-        y=Axis(label="simulated", unit="us", scale="log"), identity=True, identity_band=0.1, series=series,
+        title=f"{family.replace('_', ' ')}: simulated against measured",
+        x=Axis(label="measured", unit="us", scale="log"),
+        y=Axis(label="simulated", unit="us", scale="log"),
+        identity=True,
+        identity_band=0.1,
+        series=series,
         caption="" if thin == 1 else f"every {thin}th kernel is drawn",
-    )  # fmt: skip
+    )

@@ -76,7 +76,8 @@ class Suite:
             self._saved = time.monotonic()
 
     def measure(self, select_cases: Callable[[str], list[Case]], device: str = "auto") -> None:
-        """Run workers until nothing is left to do, the time is up, or two workers in a row die before their first case."""
+        """Run workers until nothing is left to do, the time is up, or two workers in a row die before their first
+        case."""
         barren = 0
         while self.seconds_left > 0 and barren < 2:
             cases = None
@@ -156,7 +157,10 @@ class Suite:
                     self.file.add(entry)
                     if time.monotonic() - self._told > 3:
                         self._told = time.monotonic()
-                        self.tell(f"[{len(self.file.measurements):4d}, {self.seconds_left:4.0f} s left] {entry.id} {entry.timing.time_us:.1f} us")
+                        self.tell(
+                            f"[{len(self.file.measurements):4d}, {self.seconds_left:4.0f} s left] {entry.id} "
+                            f"{entry.timing.time_us:.1f} us"
+                        )
                 current, measured = None, True
             self.save(SAVE_S)
 
@@ -170,7 +174,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], device: str) -> None:
         read_end, write_end = os.pipe()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
             [*command, "--report", str(write_end), "--device", device],
             stdin=subprocess.PIPE,
@@ -293,7 +297,18 @@ def _tensor_cores(job: Suite, device: str) -> None:
     if device == "cpu" or kind != "cuda" or job.seconds_left < 20:
         return
     limit = min(TENSOR_CORE_S, job.seconds_left - 5)
-    command = [sys.executable, "-m", "hwsim.measurement.tensor_core", "--out", str(job.out), "--seconds", str(limit), "--resume", "--commit", job.commit]
+    command = [
+        sys.executable,
+        "-m",
+        "hwsim.measurement.tensor_core",
+        "--out",
+        str(job.out),
+        "--seconds",
+        str(limit),
+        "--resume",
+        "--commit",
+        job.commit,
+    ]
     job.save()
     try:
         done = subprocess.run(command, timeout=limit + 15, capture_output=True, text=True, check=False)
@@ -303,7 +318,9 @@ def _tensor_cores(job: Suite, device: str) -> None:
     for line in lines[-25:]:
         job.tell(line)
     if (findings := job.out / "tensor_core.json").exists():
-        job.file.tensor_core = {entry["id"]: entry for entry in json.loads(findings.read_text(encoding="utf-8"))["cases"]}
+        job.file.tensor_core = {
+            entry["id"]: entry for entry in json.loads(findings.read_text(encoding="utf-8"))["cases"]
+        }
     job.save()
 
 
@@ -330,7 +347,9 @@ def _interrupt(*_: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 0 when a file was written, 1 for a refused request."""
     parser = argparse.ArgumentParser(prog="python -m hwsim.measurement.suite", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--suite", default="all", help="all, tensor_core, or families separated by commas (default all)")
+    parser.add_argument(
+        "--suite", default="all", help="all, tensor_core, or families separated by commas (default all)"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many minutes (default 9)")
     parser.add_argument("--out", default="runs/measure", help="folder of measurements.json (default runs/measure)")
     parser.add_argument("--resume", action="store_true", help="add to the file that is there")

@@ -2,10 +2,12 @@
 
     python -m hwsim.measurement.tensor_core --out reports/gpu_h200
 
-Every instruction is its own program and process (`tensor_core_source`): one that does not compile, crashes or hangs is a finding
+Every instruction is its own program and process (`tensor_core_source`): one that does not compile, crashes or hangs
+is a finding
 of its own. Each is asked (1) small whole numbers, where any order is exact: is our layout right? (2) at least a million
 random and adversarial dots in regimes, (3) the open questions, by hand, (4) the three GEMMs of a small layer, steps in
-order of k. Written: tensor_core.json (findings, questions and answers) and tensor_core.npz (vectors that CPU tests replay).
+order of k. Written: tensor_core.json (findings, questions and answers) and tensor_core.npz (vectors that CPU tests
+replay).
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def execute(program: Path, instruction: Instruction, batch: Batch, timeout_s: fl
             for operand in (batch.a, batch.b):
                 stream.write(step_words(operand, batch.steps).tobytes())
             stream.write(np.ascontiguousarray(batch.c).tobytes())
-        done = subprocess.run([str(program), str(source), str(target)], capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            [str(program), str(source), str(target)], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[:300]}")
         return np.frombuffer(target.read_bytes(), code_type(instruction.output)).reshape(batch.c.shape)
@@ -79,7 +83,7 @@ class Examiner:
         """What hwsim says: codes of the results."""
         return self.emulate(batch) if self.emulate else self.model(batch)
 
-    def model(self, batch: Batch, hypothesis=HYPOTHESES[0]) -> np.ndarray:  # noqa: ANN001
+    def model(self, batch: Batch, hypothesis=HYPOTHESES[0]) -> np.ndarray:
         """What the small numpy model says under one hypothesis (finite operands)."""
         fmt, out = self.instruction.operand, self.instruction.output
         a, b, c = decode(batch.a, fmt), decode(batch.b, fmt), decode(batch.c, out)
@@ -112,12 +116,12 @@ class Examiner:
     def answers(self) -> list[dict[str, Any]]:
         """Ask every question that the formats hold; say which hypotheses, and whether hwsim, give the chip's answer."""
         result = []
-        asked = [(question, batch) for question in questions() if (batch := ask(self.instruction, question)) is not None]
+        asked = [
+            (question, batch) for question in questions() if (batch := ask(self.instruction, question)) is not None
+        ]
         if not asked:
             return result
-        fields = {
-            name: np.concatenate([getattr(batch, name) for _, batch in asked]) for name in ("a", "b", "c")
-        }
+        fields = {name: np.concatenate([getattr(batch, name) for _, batch in asked]) for name in ("a", "b", "c")}
         got = self.run(Batch("questions", **fields))
         for place, (question, batch) in enumerate(asked):
             answer = int(got[place, 0, 0])
@@ -131,12 +135,17 @@ class Examiner:
                 "d": f"{answer:#x}",
                 "value": float(decode(got[place, 0, :1], out)[0]).__repr__(),
             }
-            finite = all(np.isfinite(decode(x, fmt)).all() for x, fmt in ((batch.a, self.instruction.operand), (batch.b, self.instruction.operand), (batch.c, out)))  # fmt: skip
+            finite = all(
+                np.isfinite(decode(x, fmt)).all()
+                for x, fmt in ((batch.a, self.instruction.operand), (batch.b, self.instruction.operand), (batch.c, out))
+            )
             if finite and chip_parameters(self.chip, self.instruction):
                 entry["hypotheses"] = [h.name for h in HYPOTHESES if self.model(batch, h)[0, 0, 0] == answer]
             try:
                 entry["hwsim"] = f"{int(self.expected(batch)[0, 0, 0]):#x}"
-                entry["hwsim_agrees"] = bool(same_codes(self.expected(batch)[:, :1, :1], got[place : place + 1, :1, :1], out).all())
+                entry["hwsim_agrees"] = bool(
+                    same_codes(self.expected(batch)[:, :1, :1], got[place : place + 1, :1, :1], out).all()
+                )
             except (HwsimError, ValueError) as error:
                 entry["hwsim"] = f"refused: {error}"
             result.append(entry)
@@ -149,7 +158,11 @@ class Examiner:
         fmt = self.instruction.operand
         draw = lambda *shape: round_codes(rng.standard_normal(shape), fmt)  # noqa: E731
         x, weight, g = draw(batch, inputs), draw(out, inputs), draw(batch, out)
-        products = {"output": (x, weight), "grad_input": (g, weight.T), "grad_weight": (g.T, x.T)}  # rows of a, columns of b
+        products = {
+            "output": (x, weight),
+            "grad_input": (g, weight.T),
+            "grad_weight": (g.T, x.T),
+        }  # rows of a, columns of b
         mismatches = {}
         for gemm, (a, b) in products.items():
             tiles = gemm_tiles(np.ascontiguousarray(a), np.ascontiguousarray(b), self.instruction)
@@ -201,12 +214,17 @@ def round_codes(values: np.ndarray, fmt: str) -> np.ndarray:
 def to_codes(values: np.ndarray, output: str) -> np.ndarray:
     """Codes of results that the output format holds; NaN becomes the tensor core's own (all ones below the sign)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        codes = values.astype(np.float16).view(np.uint16) if output == "float16" else values.astype(np.float32).view(np.uint32)
+        codes = (
+            values.astype(np.float16).view(np.uint16)
+            if output == "float16"
+            else values.astype(np.float32).view(np.uint32)
+        )
     return np.where(np.isnan(values), code_type(output)(0x7FFF if output == "float16" else 0x7FFFFFFF), codes)
 
 
 def same_codes(x: np.ndarray, y: np.ndarray, output: str) -> np.ndarray:
-    """Where two results are the same, the sign of zero included; NaNs are equal to each other (their payload is recorded)."""
+    """Where two results are the same, the sign of zero included; NaNs are equal to each other (their payload is
+    recorded)."""
     return (x == y) | (np.isnan(decode(x, output)) & np.isnan(decode(y, output)))
 
 
@@ -284,8 +302,13 @@ def run(out: Path, seconds: float = 150, resume: bool = False, dots: int = DOTS,
 
 
 def _examine(
-    instruction: Instruction, chip: str, program: Path, dots: int, finding: dict[str, Any], vectors: dict[str, np.ndarray]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
+    instruction: Instruction,
+    chip: str,
+    program: Path,
+    dots: int,
+    finding: dict[str, Any],
+    vectors: dict[str, np.ndarray],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Examine one compiled instruction; whatever goes wrong becomes the finding's reason."""
     emulate = hwsim_emulation(chip, instruction)
     finding["against"] = "hwsim.matmul" if emulate else "the numpy model"
@@ -294,7 +317,9 @@ def _examine(
     try:
         # The numpy model is some 50 times slower than the emulation kernels: fewer dots, which the finding then says.
         asked = dots if emulate else dots // 8
-        found, stored = Examiner(instruction, chip, lambda batch: execute(program, instruction, batch), emulate).examine(asked)
+        found, stored = Examiner(
+            instruction, chip, lambda batch: execute(program, instruction, batch), emulate
+        ).examine(asked)
     except Exception as error:  # recorded, so that the next instruction gets its turn
         return finding | {"reason": f"{type(error).__name__}: {str(error)[:300]}"}, vectors
     return finding | found, vectors | stored
@@ -304,12 +329,15 @@ def _line(finding: dict[str, Any]) -> str:
     if finding["mismatches"] is None:
         return f"tensor core {finding['id']}: {finding['reason']}"
     layer = sum(finding["layer"].values())
-    return f"tensor core {finding['id']}: {finding['mismatches']} of {finding['dots']} dots differ, {layer} in a layer's GEMMs ({finding['against']})"
+    differ = f"{finding['mismatches']} of {finding['dots']} dots differ, {layer} in a layer's GEMMs"
+    return f"tensor core {finding['id']}: {differ} ({finding['against']})"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; needs a CUDA device and nvcc."""
-    parser = argparse.ArgumentParser(prog="python -m hwsim.measurement.tensor_core", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hwsim.measurement.tensor_core", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--out", default="runs/measure", help="folder of tensor_core.json and tensor_core.npz")
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--dots", type=int, default=DOTS, help="dot products for each instruction")

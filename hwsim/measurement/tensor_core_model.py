@@ -1,6 +1,7 @@
 """One fused tensor-core step in numpy, with what is not yet known about it as switches: the rivals that a chip judges.
 
-The published facts (products exact, aligned to the largest exponent, truncated to F fraction bits, added exactly) leave open
+The published facts (products exact, aligned to the largest exponent, truncated to F fraction bits, added exactly)
+leave open
 how zeros, subnormal sums and clamped exponents behave. Each `Hypothesis` is one reading; where two of them differ, a
 constructed vector tells them apart. The arithmetic that hwsim offers to users is `hwsim.arithmetic.mac`, not this.
 """
@@ -46,7 +47,8 @@ HYPOTHESES = (
 
 
 def chip_parameters(chip: str, instruction: Instruction) -> tuple[int, int, bool] | None:
-    """Return (terms of one fused step, fraction bits F, FP8 in two groups with the addend last), or None if not known."""
+    """Return (terms of one fused step, fraction bits F, FP8 in two groups with the addend last), or None if not
+    known."""
     name = f"{chip}.{instruction.id}"
     if name not in named_macs():
         return None
@@ -56,9 +58,15 @@ def chip_parameters(chip: str, instruction: Instruction) -> tuple[int, int, bool
 
 
 def fused_dots(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, instruction: Instruction, chip: str, hypothesis: Hypothesis = HYPOTHESES[0]
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    instruction: Instruction,
+    chip: str,
+    hypothesis: Hypothesis = HYPOTHESES[0],
 ) -> np.ndarray:
-    """Return the results (float64, N) of dots of a, b (float64, N x K, finite, in the operand format) with addends c (N).
+    """Return the results (float64, N) of dots of a, b (float64, N x K, finite, in the operand format) with addends c
+    (N).
 
     K may hold several steps, chained in order. Raises ValueError for a chip whose parameters are not known.
     """
@@ -76,7 +84,9 @@ def fused_dots(
             total = _nearest(partial + total, instruction.output)
         return total
     for first in range(0, a.shape[1], terms):
-        total = _step(a[:, first : first + terms], b[:, first : first + terms], total, instruction, fraction, hypothesis)
+        total = _step(
+            a[:, first : first + terms], b[:, first : first + terms], total, instruction, fraction, hypothesis
+        )
     return total
 
 
@@ -107,7 +117,8 @@ def _step(
 
 
 def _decode(x: np.ndarray, mantissa: int, emin: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the signed integer significand and the exponent of every value: x = significand * 2^(exponent - mantissa)."""
+    """Return the signed integer significand and the exponent of every value: x = significand * 2^(exponent -
+    mantissa)."""
     _, exponent = np.frexp(x)
     exponent = np.where(x == 0, emin, np.maximum(exponent.astype(np.int64) - 1, emin))
     return np.ldexp(x, (mantissa - exponent).astype(np.int32)).astype(np.int64), exponent

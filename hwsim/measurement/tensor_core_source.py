@@ -1,10 +1,14 @@
 """The CUDA program that asks a tensor core for single instructions, and its compilation.
 
-One tile is one instruction (chained `steps` times along k): `mma.sync` computes 16 x 8 results in a warp, `wgmma` 64 x 8 in a
-warpgroup. Every format packs k into 32 bytes a step (16 x 16 bit, 8 x 32 bit, 32 x 8 bit), so one fragment layout serves all:
-in words of 32 bits, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k..." and "wgmma.m64nNk..."),
+One tile is one instruction (chained `steps` times along k): `mma.sync` computes 16 x 8 results in a warp, `wgmma` 64
+x 8 in a
+warpgroup. Every format packs k into 32 bytes a step (16 x 16 bit, 8 x 32 bit, 32 x 8 bit), so one fragment layout
+serves all:
+in words of 32 bits, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k..." and
+"wgmma.m64nNk..."),
   A register r  row g + 8 (r mod 2),  word t + 4 (r div 2)          B register r  column g, word t + 4 r
-  D register i  row g + 8 (i div 2),  column 2 t + (i mod 2)        as float16: register i holds columns 2 t, 2 t + 1 of row g + 8 i
+  D register i  row g + 8 (i div 2),  column 2 t + (i mod 2)        as float16: register i holds columns 2 t, 2 t + 1
+  of row g + 8 i
 The same rows hold for each warp of a warpgroup, 16 rows further each. B of wgmma lies in shared memory without swizzle:
 two core matrices (8 columns x 16 bytes of k, 128 bytes), so both offsets of its descriptor are 128.
 """
@@ -15,7 +19,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PTX_TYPE = {"float16": "f16", "bfloat16": "bf16", "tf32": "tf32", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "float32": "f32"}
+PTX_TYPE = {
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "tf32": "tf32",
+    "float8_e4m3fn": "e4m3",
+    "float8_e5m2": "e5m2",
+    "float32": "f32",
+}
 ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "tf32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
 STEP_BYTES = 32  # of k in one instruction, for every format
 
@@ -94,7 +105,8 @@ __global__ void multiply(const uint32_t* a, const uint32_t* b, const uint32_t* c
   for (int step = 0; step < steps; ++step) {
     const uint32_t* rows = a + ((tile * steps + step) * ROWS + 16 * warp) * 8;
     const uint32_t* columns = b + (tile * steps + step) * 64;
-    const uint32_t a0 = rows[g * 8 + t], a1 = rows[(g + 8) * 8 + t], a2 = rows[g * 8 + t + 4], a3 = rows[(g + 8) * 8 + t + 4];
+    const uint32_t a0 = rows[g * 8 + t], a1 = rows[(g + 8) * 8 + t];
+    const uint32_t a2 = rows[g * 8 + t + 4], a3 = rows[(g + 8) * 8 + t + 4];
 @BODY@
   }
   for (int i = 0; i < REGISTERS; ++i) d[place[i]] = to_bits(x[i]);
@@ -142,7 +154,8 @@ _WGMMA = r"""
     __shared__ alignas(128) uint32_t shared[64];
     __syncthreads();
     // Core matrix h holds words 4 h .. 4 h + 3 of every column, 16 bytes a column.
-    if (threadIdx.x < 64) shared[(threadIdx.x % 8 / 4) * 32 + threadIdx.x / 8 * 4 + threadIdx.x % 4] = columns[threadIdx.x];
+    const int i = threadIdx.x;
+    if (i < 64) shared[(i % 8 / 4) * 32 + i / 8 * 4 + i % 4] = columns[i];
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
     const uint64_t address = __cvta_generic_to_shared(shared);
@@ -183,12 +196,22 @@ def source(instruction: Instruction) -> str:
     return text
 
 
-def compile_program(instruction: Instruction, folder: Path, capability: str, timeout_s: float = 120) -> tuple[Path | None, str]:
-    """Compile the program for a device capability such as "9.0"; return its path, or None and the compiler's message."""
+def compile_program(
+    instruction: Instruction, folder: Path, capability: str, timeout_s: float = 120
+) -> tuple[Path | None, str]:
+    """Compile the program for a device capability such as "9.0"; return its path, or None and the compiler's
+    message."""
     architecture = capability.replace(".", "") + ("a" if capability == "9.0" else "")
     path, program = folder / f"{instruction.id}.cu", folder / instruction.id
     path.write_text(source(instruction), encoding="utf-8")
-    command = ["nvcc", "-O1", f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-o", str(program), str(path)]
+    command = [
+        "nvcc",
+        "-O1",
+        f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+        "-o",
+        str(program),
+        str(path),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,5 @@
-"""What the tensor cores are asked: random and adversarial operands in regimes, and one question after another by hand."""
+"""What the tensor cores are asked: random and adversarial operands in regimes, and one question after another by
+hand."""
 
 from __future__ import annotations
 
@@ -57,7 +58,11 @@ def decode(codes: np.ndarray, fmt: str) -> np.ndarray:
     exponent_bits, mantissa, bias = LAYOUT[fmt]
     every = np.arange(256)
     field, fraction = every >> mantissa & (1 << exponent_bits) - 1, every & (1 << mantissa) - 1
-    value = np.where(field == 0, np.ldexp(fraction * 1.0, 1 - bias - mantissa), np.ldexp(fraction + 2.0**mantissa, field - bias - mantissa))
+    value = np.where(
+        field == 0,
+        np.ldexp(fraction * 1.0, 1 - bias - mantissa),
+        np.ldexp(fraction + 2.0**mantissa, field - bias - mantissa),
+    )
     if fmt == "float8_e5m2":
         value = np.where(field == 31, np.where(fraction == 0, np.inf, np.nan), value)
     else:
@@ -121,9 +126,14 @@ def batches(instruction: Instruction, dots: int, seed: int = 0) -> Iterator[Batc
         high = 3 if narrow else min(-bottom, 50)  # float16 results must not overflow: 32 * 2^8 < 65504
         low = max(bottom, -50)
         ranges = {
-            "near": (-2, 2), "wide": (low, high), "boundary": (max(low, -13), min(high, 3 if narrow else 6)),
-            "cancel": (-3, 3), "subnormal": (bottom - 1, bottom + 1), "zeros": (max(low, -8), min(high, 8)), "chain": (max(low, -10), min(high, 4)),
-        }  # fmt: skip
+            "near": (-2, 2),
+            "wide": (low, high),
+            "boundary": (max(low, -13), min(high, 3 if narrow else 6)),
+            "cancel": (-3, 3),
+            "subnormal": (bottom - 1, bottom + 1),
+            "zeros": (max(low, -8), min(high, 8)),
+            "chain": (max(low, -10), min(high, 4)),
+        }
         if regime == "layout":
             values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
             a = encode(values, fmt)[rng.integers(0, 5, shape_a)]
@@ -172,55 +182,199 @@ def questions() -> list[Question]:
     wide = ("bfloat16", "tf32")
     small = 2.0**-30 * (1 + 2.0**-7)
     asked = [
-        Question("zero_times_huge", "does 0 * 2^127 hide a small product?", (0.0, 2.0**-15), (2.0**127, 2.0**-15 * (1 + 2.0**-7)), 0.0, wide),
-        Question("zero_times_huge_addend", "does 0 * 2^127 hide c = 2^-149?", (0.0,), (2.0**127,), 2.0**-149, wide, ("float32",)),
-        Question("zero_times_huge_small_addend", "does 0 * 2^127 hide c?", (0.0,), (2.0**127,), small, wide, ("float32",)),
-        Question("huge_times_zero", "the same with the factors exchanged", (2.0**127, 2.0**-15), (0.0, 2.0**-15), 0.0, wide),
+        Question(
+            "zero_times_huge",
+            "does 0 * 2^127 hide a small product?",
+            (0.0, 2.0**-15),
+            (2.0**127, 2.0**-15 * (1 + 2.0**-7)),
+            0.0,
+            wide,
+        ),
+        Question(
+            "zero_times_huge_addend",
+            "does 0 * 2^127 hide c = 2^-149?",
+            (0.0,),
+            (2.0**127,),
+            2.0**-149,
+            wide,
+            ("float32",),
+        ),
+        Question(
+            "zero_times_huge_small_addend", "does 0 * 2^127 hide c?", (0.0,), (2.0**127,), small, wide, ("float32",)
+        ),
+        Question(
+            "huge_times_zero", "the same with the factors exchanged", (2.0**127, 2.0**-15), (0.0, 2.0**-15), 0.0, wide
+        ),
     ]
     asked += [
-        Question(f"zero_times_2^{e}", "how far up does a zero product count as aligned?", (0.0, 2.0**-15), (2.0**e, 2.0**-15 * (1 + 2.0**-7)), 0.0, wide)
+        Question(
+            f"zero_times_2^{e}",
+            "how far up does a zero product count as aligned?",
+            (0.0, 2.0**-15),
+            (2.0**e, 2.0**-15 * (1 + 2.0**-7)),
+            0.0,
+            wide,
+        )
         for e in (90, 95, 96, 97, 98, 99, 100, 101, 102, 104, 108, 112, 120)
     ]
     asked += [
-        Question(f"zero_times_2^{e}_float16", "does a zero product align in float16?", (0.0, 2.0**-14), (2.0**e, 2.0**-14), 0.0, ("float16",))
+        Question(
+            f"zero_times_2^{e}_float16",
+            "does a zero product align in float16?",
+            (0.0, 2.0**-14),
+            (2.0**e, 2.0**-14),
+            0.0,
+            ("float16",),
+        )
         for e in (0, 8, 12, 13, 14, 15)
     ]
     asked += [
-        Question(f"sum_of_{n}_2^{e}", "is the largest exponent clamped for sums below 2^-126?", (2.0 ** (e // 2),) * n, (2.0 ** (e - e // 2),) * n, 0.0, wide, ("float32",))
-        for n, e in ((1, -149), (2, -150), (4, -151), (8, -152), (8, -153), (3, -150), (1, -150), (1, -140), (1, -133), (2, -134))
+        Question(
+            f"sum_of_{n}_2^{e}",
+            "is the largest exponent clamped for sums below 2^-126?",
+            (2.0 ** (e // 2),) * n,
+            (2.0 ** (e - e // 2),) * n,
+            0.0,
+            wide,
+            ("float32",),
+        )
+        for n, e in (
+            (1, -149),
+            (2, -150),
+            (4, -151),
+            (8, -152),
+            (8, -153),
+            (3, -150),
+            (1, -150),
+            (1, -140),
+            (1, -133),
+            (2, -134),
+        )
     ]
     asked += [
-        Question(f"subnormal_addend_and_2^{e}", "what is kept beside a subnormal addend?", (2.0 ** (e // 2),) * 8, (2.0 ** (e - e // 2),) * 8, 2.0**-149, wide, ("float32",))
+        Question(
+            f"subnormal_addend_and_2^{e}",
+            "what is kept beside a subnormal addend?",
+            (2.0 ** (e // 2),) * 8,
+            (2.0 ** (e - e // 2),) * 8,
+            2.0**-149,
+            wide,
+            ("float32",),
+        )
         for e in (-152, -151, -150)
     ]
     asked += [
-        Question(f"2^-149_less_2^{e}", "how far below 2^-149 is a negative term still seen?", (2.0**-74, 2.0 ** (e // 2)), (2.0**-75, -(2.0 ** (e - e // 2))), 0.0, wide, ("float32",))
+        Question(
+            f"2^-149_less_2^{e}",
+            "how far below 2^-149 is a negative term still seen?",
+            (2.0**-74, 2.0 ** (e // 2)),
+            (2.0**-75, -(2.0 ** (e - e // 2))),
+            0.0,
+            wide,
+            ("float32",),
+        )
         for e in (-150, -151, -152, -153, -157, -158, -159, -160, -165, -170, -174, -175)
     ]
     asked += [
-        Question(f"tie_of_2^-25_and_2^{e}", "is a term far below a float16 result's tie kept?", (2.0**-12, 2.0**-24), (2.0**-13, 2.0 ** (e + 24)), 0.0, ("float16",), ("float16",))
+        Question(
+            f"tie_of_2^-25_and_2^{e}",
+            "is a term far below a float16 result's tie kept?",
+            (2.0**-12, 2.0**-24),
+            (2.0**-13, 2.0 ** (e + 24)),
+            0.0,
+            ("float16",),
+            ("float16",),
+        )
         for e in (-36, -38, -39, -40, -44, -48)
     ]
     asked += [
         Question("subnormal_addend_alone", "is a subnormal addend kept?", (0.0,), (1.0,), 2.0**-149, (), ("float32",)),
-        Question("subnormal_float16_addend_alone", "is a subnormal float16 addend kept?", (0.0,), (1.0,), 2.0**-24, (), ("float16",)),
-        Question("addend_bits", "how many bits of a lone addend come back?", (0.0,), (1.0,), 1 + 2.0**-23, (), ("float32",)),
+        Question(
+            "subnormal_float16_addend_alone",
+            "is a subnormal float16 addend kept?",
+            (0.0,),
+            (1.0,),
+            2.0**-24,
+            (),
+            ("float16",),
+        ),
+        Question(
+            "addend_bits", "how many bits of a lone addend come back?", (0.0,), (1.0,), 1 + 2.0**-23, (), ("float32",)
+        ),
         Question("addend_bits_13", "... with its last bit at 2^-13?", (0.0,), (1.0,), 1 + 2.0**-13, (), ("float32",)),
         Question("addend_bits_14", "... with its last bit at 2^-14?", (0.0,), (1.0,), 1 + 2.0**-14, (), ("float32",)),
-        Question("addend_beside_product", "is c cut below a larger product?", (16.0,), (16.0,), 1 + 2.0**-5, (), ("float32",)),
-        Question("addend_beside_product_negative", "is the cut toward zero?", (16.0,), (16.0,), -(1 + 2.0**-5), (), ("float32",)),
-        Question("product_beside_addend", "is a product cut below a larger c?", (1.0, 2.0**-3), (1.0, 2.0**-3), 2.0**12),
-        Question("product_beside_large_addend", "F fraction bits below c", (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), 2.0**26, (), ("float32",)),
+        Question(
+            "addend_beside_product", "is c cut below a larger product?", (16.0,), (16.0,), 1 + 2.0**-5, (), ("float32",)
+        ),
+        Question(
+            "addend_beside_product_negative",
+            "is the cut toward zero?",
+            (16.0,),
+            (16.0,),
+            -(1 + 2.0**-5),
+            (),
+            ("float32",),
+        ),
+        Question(
+            "product_beside_addend", "is a product cut below a larger c?", (1.0, 2.0**-3), (1.0, 2.0**-3), 2.0**12
+        ),
+        Question(
+            "product_beside_large_addend",
+            "F fraction bits below c",
+            (1.0, 1.0, 1.0, 1.0),
+            (1.0, 1.0, 1.0, 1.0),
+            2.0**26,
+            (),
+            ("float32",),
+        ),
         Question("overflow_of_products", "2 * 2^127 as products", (2.0**100, 2.0**100), (2.0**27, 2.0**27), 0.0, wide),
-        Question("overflow_of_addend", "largest float32 + 2^104", (2.0**52,), (2.0**52,), float(np.finfo(np.float32).max), wide),
-        Question("overflow_that_cancels", "2^127 + 2^127 - 2^127", (2.0**100, 2.0**100, 2.0**100), (2.0**27, 2.0**27, -(2.0**27)), 0.0, wide),
+        Question(
+            "overflow_of_addend",
+            "largest float32 + 2^104",
+            (2.0**52,),
+            (2.0**52,),
+            float(np.finfo(np.float32).max),
+            wide,
+        ),
+        Question(
+            "overflow_that_cancels",
+            "2^127 + 2^127 - 2^127",
+            (2.0**100, 2.0**100, 2.0**100),
+            (2.0**27, 2.0**27, -(2.0**27)),
+            0.0,
+            wide,
+        ),
         Question("overflow_float16_nearest", "65504 + 16 into float16", (1.0,), (16.0,), 65504.0, (), ("float16",)),
         Question("overflow_float16_below_half", "65504 + 15 into float16", (1.0,), (15.0,), 65504.0, (), ("float16",)),
         Question("float16_tie", "2048 + 1 into float16: ties to even?", (1.0,), (1.0,), 2048.0, (), ("float16",)),
         Question("float16_tie_up", "2050 + 1 into float16: ties to even?", (1.0,), (1.0,), 2050.0, (), ("float16",)),
-        Question("float16_subnormal_result", "2^-24 as a sum of two halves", (2.0**-12, 2.0**-12), (2.0**-13, 2.0**-13), 0.0, ("float16",), ("float16",)),
-        Question("truncation_positive", "1 + 2^-24 toward zero or nearest?", (1.0, 2.0**-6, 2.0**-6), (1.0, 2.0**-6, 2.0**-6), 2.0**-24, (), ("float32",)),
-        Question("truncation_negative", "-(1 + 3 * 2^-25) toward zero or down?", (1.0,), (-1.0,), -3 * 2.0**-25, (), ("float32",)),
+        Question(
+            "float16_subnormal_result",
+            "2^-24 as a sum of two halves",
+            (2.0**-12, 2.0**-12),
+            (2.0**-13, 2.0**-13),
+            0.0,
+            ("float16",),
+            ("float16",),
+        ),
+        Question(
+            "truncation_positive",
+            "1 + 2^-24 toward zero or nearest?",
+            (1.0, 2.0**-6, 2.0**-6),
+            (1.0, 2.0**-6, 2.0**-6),
+            2.0**-24,
+            (),
+            ("float32",),
+        ),
+        Question(
+            "truncation_negative",
+            "-(1 + 3 * 2^-25) toward zero or down?",
+            (1.0,),
+            (-1.0,),
+            -3 * 2.0**-25,
+            (),
+            ("float32",),
+        ),
         Question("cancellation", "sign of 1 - 1", (1.0, 1.0), (1.0, -1.0)),
         Question("negative_zero_product", "sign of (-0) * 1 + c = -0", (-0.0,), (1.0,), -0.0),
         Question("negative_zero_addend", "sign of 0 + c = -0", (0.0,), (1.0,), -0.0),
@@ -233,12 +387,13 @@ def questions() -> list[Question]:
         Question("nan_operand", "NaN * 1", (nan,), (1.0,)),
         Question("nan_operand_times_zero", "NaN * 0", (nan,), (0.0,)),
         Question("nan_addend", "c = NaN", (1.0,), (1.0,), nan),
-    ]  # fmt: skip
+    ]
     return asked
 
 
 def ask(instruction: Instruction, question: Question) -> Batch | None:
-    """Put a question into row 0 and column 0 of one tile (all else zero); None if the formats do not hold its values."""
+    """Put a question into row 0 and column 0 of one tile (all else zero); None if the formats do not hold its
+    values."""
     if question.formats and instruction.operand not in question.formats:
         return None
     if question.outputs and instruction.output not in question.outputs:

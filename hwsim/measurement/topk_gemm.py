@@ -1,9 +1,11 @@
 """The backward pass of a linear layer with top-k: whole, in parts, fused, and its rivals, on the real machine.
 
-weight (out, in), x (batch, in), g = dL/dy (batch, out). Over the batch ("unified"): one set S of kept columns of g for all rows,
+weight (out, in), x (batch, in), g = dL/dy (batch, out). Over the batch ("unified"): one set S of kept columns of g
+for all rows,
 dx = g[:, S] weight[S], dw[S] = g[:, S]^T x and zero elsewhere. Per example: every row keeps its own positions.
 What is timed (`operation`):
-  backward              dense: both GEMMs · torch: select, gather, two reduced GEMMs, zero-fill and scatter · triton: fused
+  backward              dense: both GEMMs · torch: select, gather, two reduced GEMMs, zero-fill and scatter · triton:
+  fused
                         selection, GEMMs that gather while they load, zero-fill and rows of dw written in place
   backward_with_zeros   dense GEMMs on a g whose unkept columns are 0: what masking without compaction costs
   select_batch gather grad_input grad_weight scatter     the parts
@@ -21,7 +23,7 @@ from hwsim.measurement.cases import Case
 from hwsim.measurement.prepared import (
     TOLERANCE,
     Prepared,
-    Unavailable,
+    UnavailableError,
     check_product,
     element_bytes,
     generator,
@@ -65,14 +67,16 @@ def prepare(case: Case, device: torch.device) -> Prepared:
 
 
 def reference_select(g: torch.Tensor, kept: int) -> torch.Tensor:
-    """Positions of the `kept` largest float64 sums of |g| over the rows, ties to the lowest position, ascending (int32)."""
+    """Positions of the `kept` largest float64 sums of |g| over the rows, ties to the lowest position, ascending
+    (int32)."""
     scores = g.double().abs().sum(0)
     order = torch.sort(scores, descending=True, stable=True).indices[:kept]
     return torch.sort(order[scores[order] > 0]).values.int()
 
 
 def torch_select(g: torch.Tensor, kept: int) -> torch.Tensor:
-    """The library's way: |g| summed over the rows in float32, topk, positions sorted (int64). Ties fall as topk lets them."""
+    """The library's way: |g| summed over the rows in float32, topk, positions sorted (int64). Ties fall as topk lets
+    them."""
     scores = g.abs().sum(0, dtype=torch.float32)
     return torch.sort(torch.topk(scores, kept, sorted=False).indices).values
 
@@ -102,7 +106,7 @@ def _unified(case: Case, layer: Layer) -> Prepared:
     device = layer.g.device
     index = reference_select(layer.g, kept)
     if len(index) != kept:
-        raise Unavailable(f"only {len(index)} columns are not zero, {kept} wanted")
+        raise UnavailableError(f"only {len(index)} columns are not zero, {kept} wanted")
     wide_index = index.long()
     g_kept, weight_kept = layer.g[:, wide_index].contiguous(), layer.weight[wide_index].contiguous()
     rows = torch.empty((kept, inputs), dtype=stored(case.dtype), device=device)
@@ -190,7 +194,7 @@ def _unified(case: Case, layer: Layer) -> Prepared:
         if case.kernel == "triton_gather":
             call = lambda: gemm(layer.g.t(), layer.x, rows, tf32, gather_m=index)  # noqa: E731
     else:
-        raise Unavailable(f"no such operation: {case.operation}")
+        raise UnavailableError(f"no such operation: {case.operation}")
 
     def check_gemm() -> Check:
         result.fill_(float("nan"))
@@ -233,7 +237,8 @@ def _check_selection(g: torch.Tensor, index: torch.Tensor, select: Callable[[], 
 
 
 def _example(case: Case, layer: Layer) -> Prepared:
-    """Top-k per example: selection, and both products by gathered rows, masked dense GEMMs or torch's sparse product."""
+    """Top-k per example: selection, and both products by gathered rows, masked dense GEMMs or torch's sparse
+    product."""
     kept, size = case["kept"], element_bytes(case.dtype)
     batch, out, inputs = case["batch"], case["out"], case["inputs"]
     device = layer.g.device
@@ -295,7 +300,11 @@ def _example(case: Case, layer: Layer) -> Prepared:
         right = layer.weight if to_input else layer.x
         call = lambda: result.copy_(rows @ right)  # noqa: E731
     result_bytes = result.numel() * result.element_size()
-    read = kept * inputs * size * batch if to_input and case.kernel == "triton_rows" else right_bytes(layer, to_input, size)
+    read = (
+        kept * inputs * size * batch
+        if to_input and case.kernel == "triton_rows"
+        else right_bytes(layer, to_input, size)
+    )
 
     def check() -> Check:
         result.fill_(float("nan"))
@@ -304,7 +313,9 @@ def _example(case: Case, layer: Layer) -> Prepared:
         return check_product(result, a, b, case.dtype)
 
     launches = {"triton_rows": 1 if to_input else 2}.get(case.kernel, 0)
-    return Prepared(call, check, flops, pair_bytes + min(read, right_bytes(layer, to_input, size)) + result_bytes, launches, graph)
+    return Prepared(
+        call, check, flops, pair_bytes + min(read, right_bytes(layer, to_input, size)) + result_bytes, launches, graph
+    )
 
 
 def right_bytes(layer: Layer, to_input: bool, size: int) -> int:
@@ -313,17 +324,20 @@ def right_bytes(layer: Layer, to_input: bool, size: int) -> int:
 
 
 def _two_of_four(case: Case, layer: Layer) -> Prepared:
-    """dx with g in the 2:4 pattern (the two largest of every four), by the sparse matrix unit; compression not timed."""
+    """dx with g in the 2:4 pattern (the two largest of every four), by the sparse matrix unit; compression not
+    timed."""
     batch, out, inputs = case["batch"], case["out"], case["inputs"]
     groups = layer.g.view(batch, out // 4, 4)
-    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, torch.topk(groups.abs().float(), 2, dim=2).indices, True)
+    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(
+        2, torch.topk(groups.abs().float(), 2, dim=2).indices, True
+    )
     pruned = (groups * keep).view(batch, out)
     try:
         from torch.sparse import to_sparse_semi_structured
 
         compressed = to_sparse_semi_structured(pruned)
     except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise Unavailable(f"2:4 sparsity: {str(error).splitlines()[0]}") from None
+        raise UnavailableError(f"2:4 sparsity: {str(error).splitlines()[0]}") from None
 
     def check() -> Check:
         return check_product(torch.mm(compressed, layer.weight), pruned, layer.weight, case.dtype)
@@ -331,5 +345,3 @@ def _two_of_four(case: Case, layer: Layer) -> Prepared:
     size = element_bytes(case.dtype)
     traffic = (batch * out // 2 + out * inputs + batch * inputs) * size + batch * out // 8
     return Prepared(lambda: torch.mm(compressed, layer.weight), check, batch * out * inputs, traffic)
-
-

@@ -1,13 +1,16 @@
 """A whole training step of a 784-h-...-10 network on the real machine: forward, loss, backward, Adam; dense and top-k.
 
-The backward pass is written out (no autograd), so that dense and top-k differ in nothing but the selection. Top-k acts on the
+The backward pass is written out (no autograd), so that dense and top-k differ in nothing but the selection. Top-k
+acts on the
 hidden layers, over the batch; the output layer stays dense. Formats: float32, tf32, or bfloat16 with float32 weights in
 the optimizer. The weights hardly move (second moments start at 1), so every timed step works on the same statistics.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -46,7 +49,7 @@ class Network:
         self.target = torch.randint(0, CLASSES, (self.batch,), generator=source, device=device)
         self.count = torch.tensor(10.0, device=device)
         self.layers = []
-        for index, (inputs, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for index, (inputs, out) in enumerate(pairwise(sizes)):
             weight = normal((out, inputs), "float32", source) * (2 / inputs) ** 0.5
             kept = case["kept"] if index < len(sizes) - 2 and case["kept"] < out else 0
             dw = torch.zeros((kept if kept and self.rows_only else out, inputs), device=device)
@@ -129,7 +132,7 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     return Prepared(call, lambda: check(network, network.step), *work(network), graph=False, wall=True)
 
 
-def check(network: Network, step) -> Check:  # noqa: ANN001
+def check(network: Network, step) -> Check:
     """Run `step` and compare every weight gradient and first moment with float64, for the positions that it kept."""
     wide = [layer.narrow.double() for layer in network.layers]
     biases = [layer.bias.double() for layer in network.layers]
@@ -164,7 +167,7 @@ def check(network: Network, step) -> Check:  # noqa: ANN001
         g = part @ weight * (network.layers[index].input > 0) if index else g
     # A gradient passes through every layer's rounding, so it carries several times one GEMM's error.
     tolerance = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 6e-2, "float16": 2e-2}[network.dtype]
-    worst = max(errors) if all(error == error for error in errors) else float("nan")
+    worst = float("nan") if any(map(math.isnan, errors)) else max(errors)
     return Check("float64 gradients and first moments of all layers", worst, tolerance, compared)
 
 

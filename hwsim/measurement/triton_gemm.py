@@ -69,8 +69,8 @@ def gemm(
     """Write a (m, k) @ b (k, n) into c (m, n), any strides; float32 sums on the matrix unit.
 
     gather_k: int32 positions; only these of the k axis of both operands are read (the unified top-k grad_input).
-    gather_m: int32 rows of a to use; c gets one row each (the reduced grad_weight), or with `scatter_m` the rows of c at
-    those positions are written and the others left alone (the row-sparse grad_weight).
+    gather_m: int32 rows of a to use; c gets one row each (the reduced grad_weight), or with `scatter_m` the rows of c
+    at those positions are written and the others left alone (the row-sparse grad_weight).
     """
     index = gather_k if gather_k is not None else gather_m
     m = len(gather_m) if gather_m is not None else a.shape[0]

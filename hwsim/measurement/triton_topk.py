@@ -13,7 +13,8 @@ import triton.language as tl
 
 @triton.jit
 def _keep_largest(scores, index, kept, extent, columns):
-    """Write the positions of the `kept` largest scores to `index`, ascending; zeros are never kept. Returns how many."""
+    """Write the positions of the `kept` largest scores to `index`, ascending; zeros are never kept. Returns how
+    many."""
     bits = scores.to(tl.int32, bitcast=True)
     bits = tl.where(columns < extent, bits, 0)
     threshold = 0
@@ -32,9 +33,20 @@ def _keep_largest(scores, index, kept, extent, columns):
 
 @triton.jit
 def _select_over_batch(
-    g, partial, arrived, index, count, rows, extent, kept, row_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXTENT: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
+    g,
+    partial,
+    arrived,
+    index,
+    count,
+    rows,
+    extent,
+    kept,
+    row_stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EXTENT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
     # Every program adds |g| over its share of the rows for COLUMNS columns; the last one to finish selects.
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < extent
@@ -69,15 +81,27 @@ def select_over_batch(g: torch.Tensor, kept: int, scratch: dict[str, torch.Tenso
     splits = len(scratch["partial"])
     columns = 64
     _select_over_batch[(triton.cdiv(extent, columns), splits)](
-        g, scratch["partial"], scratch["arrived"], scratch["index"], scratch["count"], rows, extent, kept, g.stride(0),
-        ROWS=16, COLUMNS=columns, EXTENT=triton.next_power_of_2(extent), SPLITS=splits,
+        g,
+        scratch["partial"],
+        scratch["arrived"],
+        scratch["index"],
+        scratch["count"],
+        rows,
+        extent,
+        kept,
+        g.stride(0),
+        ROWS=16,
+        COLUMNS=columns,
+        EXTENT=triton.next_power_of_2(extent),
+        SPLITS=splits,
         num_warps=min(32, max(4, triton.next_power_of_2(extent) // 512)),
-    )  # fmt: skip
+    )
     return scratch["index"][:kept]
 
 
 def selection_scratch(rows: int, extent: int, kept: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Buffers for `select_over_batch`: partial sums, the arrival counter (0 between calls), positions and their number."""
+    """Buffers for `select_over_batch`: partial sums, the arrival counter (0 between calls), positions and their
+    number."""
     splits = max(1, min(16, rows // 64))
     return {
         "partial": torch.empty((splits, extent), dtype=torch.float32, device=device),
@@ -109,9 +133,16 @@ def select_rows(g: torch.Tensor, kept: int, index: torch.Tensor, values: torch.T
     rows, extent = g.shape
     padded = triton.next_power_of_2(extent)
     _select_rows[(rows,)](
-        g, index, values, extent, kept, g.stride(0), EXTENT=padded, KEPT=triton.next_power_of_2(kept),
+        g,
+        index,
+        values,
+        extent,
+        kept,
+        g.stride(0),
+        EXTENT=padded,
+        KEPT=triton.next_power_of_2(kept),
         num_warps=min(32, max(4, padded // 512)),
-    )  # fmt: skip
+    )
 
 
 @triton.jit
@@ -124,13 +155,18 @@ def _rows_grad_input(index, values, weight, result, kept, inputs, SLOTS: tl.cons
         slots = start + tl.arange(0, SLOTS)
         place = tl.load(index + row * kept + slots, mask=slots < kept, other=0)
         value = tl.load(values + row * kept + slots, mask=slots < kept, other=0.0).to(tl.float32)
-        block = tl.load(weight + place[:, None].to(tl.int64) * inputs + columns[None, :], mask=inside[None, :], other=0.0)
+        block = tl.load(
+            weight + place[:, None].to(tl.int64) * inputs + columns[None, :], mask=inside[None, :], other=0.0
+        )
         total += tl.sum(value[:, None] * block.to(tl.float32), axis=0)
     tl.store(result + row * inputs + columns, total.to(result.dtype.element_ty), mask=inside)
 
 
-def rows_grad_input(index: torch.Tensor, values: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """result[b] = sum over kept s of values[b, s] * weight[index[b, s]]; weight (out, in), result (batch, in), contiguous."""
+def rows_grad_input(
+    index: torch.Tensor, values: torch.Tensor, weight: torch.Tensor, result: torch.Tensor
+) -> torch.Tensor:
+    """result[b] = sum over kept s of values[b, s] * weight[index[b, s]]; weight (out, in), result (batch, in),
+    contiguous."""
     batch, kept = index.shape
     inputs = weight.shape[1]
     columns = 256
@@ -166,9 +202,21 @@ def rows_grad_weight(index: torch.Tensor, values: torch.Tensor, x: torch.Tensor,
 
 @triton.jit
 def _adam(
-    weight, gradient, first, second, index, inputs, rate, beta1, beta2, epsilon, correction1, correction2,
-    ROWS_LISTED: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    weight,
+    gradient,
+    first,
+    second,
+    index,
+    inputs,
+    rate,
+    beta1,
+    beta2,
+    epsilon,
+    correction1,
+    correction2,
+    ROWS_LISTED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     line = tl.program_id(0).to(tl.int64)
     row = line
     if ROWS_LISTED:
@@ -186,9 +234,17 @@ def _adam(
 
 
 def adam(
-    weight: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, step: int,
-    index: torch.Tensor | None = None, rate: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8,
-) -> None:  # fmt: skip
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    step: int,
+    index: torch.Tensor | None = None,
+    rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> None:
     """One Adam step in place on float32 tensors (out, in).
 
     With `index` (int32) only those rows move and `gradient` is compact, one row an entry of `index`: another algorithm
@@ -197,7 +253,19 @@ def adam(
     lines, inputs = gradient.shape
     columns = 1024 if inputs >= 1024 else 256
     _adam[(lines, triton.cdiv(inputs, columns))](
-        weight, gradient, first, second, index if index is not None else gradient, inputs,
-        rate, beta1, beta2, epsilon, 1 - beta1**step, 1 - beta2**step,
-        ROWS_LISTED=index is not None, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
+        weight,
+        gradient,
+        first,
+        second,
+        index if index is not None else gradient,
+        inputs,
+        rate,
+        beta1,
+        beta2,
+        epsilon,
+        1 - beta1**step,
+        1 - beta2**step,
+        ROWS_LISTED=index is not None,
+        COLUMNS=columns,
+        num_warps=4,
+    )

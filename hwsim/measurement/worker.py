@@ -1,7 +1,7 @@
 """The process that touches the device: it checks itself, then prepares, checks and times one case after another.
 
-It is started by `suite` and speaks to it in JSON lines over a pipe of its own (libraries may print what they like). It keeps
-no file: a crash, a hang or a poisoned device context costs the case at hand and nothing else.
+It is started by `suite` and speaks to it in JSON lines over a pipe of its own (libraries may print what they like).
+It keeps no file: a crash, a hang or a poisoned device context costs the case at hand and nothing else.
 
 worker -> suite   {"event": "hello", "device": {...}, "checks": [...]}          once, within the first 20 seconds
 suite -> worker   {"cases": [ids], "seconds": s, "commit": "..."}               one line on standard input
@@ -24,7 +24,16 @@ from typing import Any
 from hwsim.measurement import device as machine
 from hwsim.measurement.cases import Case, cpu_cases, cuda_cases
 from hwsim.measurement.record import Measurement, MeasurementError, measurement_to_json
-from hwsim.measurement.timer import Clock, CpuClock, CudaClock, Effort, idle_power, measure, measure_energy, measure_wall
+from hwsim.measurement.timer import (
+    Clock,
+    CpuClock,
+    CudaClock,
+    Effort,
+    idle_power,
+    measure,
+    measure_energy,
+    measure_wall,
+)
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -85,13 +94,17 @@ def serve(say: Say, read_line: Callable[[], str], wanted: str) -> int:
     return 0
 
 
-def run_case(case: Case, device: Any, clock: Clock, sensors: machine.Sensors, idle_w: float | None, commit: str) -> Measurement:
+def run_case(
+    case: Case, device: Any, clock: Clock, sensors: machine.Sensors, idle_w: float | None, commit: str
+) -> Measurement:
     """Prepare one case, check its result, and only then time it."""
     prepared = prepare(case, device)
     check = prepared.check()
     clock.wait()
     if not check.passed:
-        raise MeasurementError(f"wrong result: error {check.error:.3g}, allowed {check.tolerance:.3g} against {check.against}")
+        raise MeasurementError(
+            f"wrong result: error {check.error:.3g}, allowed {check.tolerance:.3g} against {check.against}"
+        )
     effort = Effort()
     if prepared.wall:
         timing = measure_wall(clock, prepared.call, effort)
@@ -143,8 +156,12 @@ def self_check(kind: str, idle_w: float | None) -> list[dict[str, Any]]:
         checks += [
             _attempt("triton", lambda: _small_product(kind, triton=True)),
             _attempt("FP8 product (torch._scaled_mm)", _small_fp8),
-            _attempt("nvcc (tensor cores bit for bit)", lambda: shutil.which("nvcc") or _missing("nvcc is not on the PATH")),
-            _attempt("energy counter", lambda: f"idle {idle_w:.0f} W" if idle_w else _missing("no energy counter: no energy")),
+            _attempt(
+                "nvcc (tensor cores bit for bit)", lambda: shutil.which("nvcc") or _missing("nvcc is not on the PATH")
+            ),
+            _attempt(
+                "energy counter", lambda: f"idle {idle_w:.0f} W" if idle_w else _missing("no energy counter: no energy")
+            ),
         ]
     checks.append(_attempt("emulation kernels (hwsim.kernels)", _import_kernels))
     return checks
@@ -160,7 +177,7 @@ def _attempt(name: str, action: Callable[[], str]) -> dict[str, Any]:
 def _small_product(kind: str, triton: bool) -> str:
     import torch
 
-    from hwsim.measurement.prepared import Unavailable, check_product
+    from hwsim.measurement.prepared import UnavailableError, check_product
 
     x = torch.arange(48 * 32, device=kind).reshape(48, 32).remainder(7).float()
     result = torch.full((48, 48), float("nan"), device=kind)
@@ -171,7 +188,7 @@ def _small_product(kind: str, triton: bool) -> str:
     else:
         torch.mm(x, x.t(), out=result)
     if not check_product(result, x, x.t(), "float32").passed:
-        raise Unavailable("gives a wrong product")
+        raise UnavailableError("gives a wrong product")
     return "right"
 
 
@@ -185,17 +202,20 @@ def _small_fp8() -> str:
 
 
 def _import_kernels() -> str:
-    import numpy as np
+    import importlib.util
 
-    import hwsim
+    from hwsim.kernels import backends, casts, gemm
 
-    return str(hwsim.quantize(np.ones(2, np.float32), "float8_e4m3fn").dtype)
+    assert casts.cast and gemm.matmul
+    if importlib.util.find_spec("numba") is None:
+        _missing("numba is not installed: tensor cores are compared with the slower numpy model")
+    return ", ".join(backends.available())
 
 
 def _missing(text: str) -> str:
-    from hwsim.measurement.prepared import Unavailable
+    from hwsim.measurement.prepared import UnavailableError
 
-    raise Unavailable(text)
+    raise UnavailableError(text)
 
 
 def warm_up(seconds: float) -> None:

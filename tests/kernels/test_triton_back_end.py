@@ -1,4 +1,5 @@
-"""The Triton back end equals the reference bit for bit (through Triton's interpreter here, on the device where there is one)."""
+"""The Triton back end equals the reference bit for bit (through Triton's interpreter here, on the device where there
+is one)."""
 
 import os
 
@@ -23,16 +24,78 @@ from hwsim.kernels.triton_gpu.quantize import cast_tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STREAM = 0xFEDC_BA98_7654_3210  # above 2^63: a stream is an unsigned number
-ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "to_odd", "stochastic", "stochastic4", "stochastic32")
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float6_e2m3fn", "float4_e2m1fn", "bfloat16", "float16", "tf32", "float32",
-           "e5m10", "e6m9", "float8_e8m0fnu", "fixed8.6", "ufixed8.7", "int8", "uint4", "fixed4.-2", "fixed32.16")  # fmt: skip
+ROUNDINGS = (
+    "nearest_even",
+    "nearest_away",
+    "toward_zero",
+    "up",
+    "down",
+    "to_odd",
+    "stochastic",
+    "stochastic4",
+    "stochastic32",
+)
+FORMATS = (
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float6_e2m3fn",
+    "float4_e2m1fn",
+    "bfloat16",
+    "float16",
+    "tf32",
+    "float32",
+    "e5m10",
+    "e6m9",
+    "float8_e8m0fnu",
+    "fixed8.6",
+    "ufixed8.7",
+    "int8",
+    "uint4",
+    "fixed4.-2",
+    "fixed32.16",
+)
 
 
 def values():
     rng = np.random.default_rng(0)
     spread = rng.standard_normal(80) * 2.0 ** rng.integers(-30, 30, 80)
-    edges = [0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3.4e38, -3.4e38, 448, 464, 465, 240, 57344, 61440, 65504, 65519, 65520,
-             0.5, 1.5, 2.5, -0.5, -1.5, 127, 127.5, 128, -128, -128.5, -129, 2**-9, 2**-10, 3 * 2**-10, 6, 7, 2.5e-8]  # fmt: skip
+    edges = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        1e-45,
+        -1e-45,
+        3.4e38,
+        -3.4e38,
+        448,
+        464,
+        465,
+        240,
+        57344,
+        61440,
+        65504,
+        65519,
+        65520,
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        127,
+        127.5,
+        128,
+        -128,
+        -128.5,
+        -129,
+        2**-9,
+        2**-10,
+        3 * 2**-10,
+        6,
+        7,
+        2.5e-8,
+    ]
     return np.concatenate([spread, edges]).astype(np.float32)
 
 
@@ -89,7 +152,9 @@ def test_other_shapes_types_scales_and_targets():
     half = cast_tensor(x.half(), Cast("bfloat16"))
     assert np.array_equal(half.cpu().numpy(), cast_array(x.half().float().cpu().numpy(), Cast("bfloat16")))
     scaled = cast_tensor(x, Cast("int8"), scale=0.25)
-    assert np.array_equal(scaled.cpu().numpy(), cast_array(x.cpu().numpy().astype(np.float64) / 0.25, Cast("int8")) * 0.25)
+    assert np.array_equal(
+        scaled.cpu().numpy(), cast_array(x.cpu().numpy().astype(np.float64) / 0.25, Cast("int8")) * 0.25
+    )
     assert cast_tensor(x[:0], cast).shape == (0, 4)
     with pytest.raises(SpecError, match="shape"):
         cast_tensor(x, cast, out=torch.zeros(3, device=DEVICE))
@@ -106,13 +171,34 @@ def test_words_are_those_of_random_bits():
 
 
 MACS = [
-    "bfloat16", "float16", "float32", "float8_e4m3fn", "fixed16.8", "fixed16.8 wrap", "bfloat16 stochastic8", "float32 stochastic",
-    "float32 to_odd", "bfloat16 down", "e6m9 toward_zero", "bfloat16 nearest_away", "bfloat16, product=float8_e4m3fn",
-    "float16 stochastic, product=bfloat16 stochastic4", "bfloat16, order=chunked(4, float32)", "float16 stochastic8, order=chunked(3)",
-    "bfloat16, order=kahan", "float16 stochastic4, order=kahan", "fixed24.10, order=chunked(2, fixed32.10)",
-]  # fmt: skip
-CHIPS = ["v100.float16.float32.mma", "a100.tf32.float32.mma", "h200.bfloat16.float32.mma", "h200.float16.float16.wgmma",
-         "h200.float8_e4m3fn.float32.wgmma", "h200.float8_e5m2.float16.mma"]  # fmt: skip
+    "bfloat16",
+    "float16",
+    "float32",
+    "float8_e4m3fn",
+    "fixed16.8",
+    "fixed16.8 wrap",
+    "bfloat16 stochastic8",
+    "float32 stochastic",
+    "float32 to_odd",
+    "bfloat16 down",
+    "e6m9 toward_zero",
+    "bfloat16 nearest_away",
+    "bfloat16, product=float8_e4m3fn",
+    "float16 stochastic, product=bfloat16 stochastic4",
+    "bfloat16, order=chunked(4, float32)",
+    "float16 stochastic8, order=chunked(3)",
+    "bfloat16, order=kahan",
+    "float16 stochastic4, order=kahan",
+    "fixed24.10, order=chunked(2, fixed32.10)",
+]
+CHIPS = [
+    "v100.float16.float32.mma",
+    "a100.tf32.float32.mma",
+    "h200.bfloat16.float32.mma",
+    "h200.float16.float16.wgmma",
+    "h200.float8_e4m3fn.float32.wgmma",
+    "h200.float8_e5m2.float16.mma",
+]
 
 
 def operands(m, k, n, wide, seed=1):
@@ -120,7 +206,12 @@ def operands(m, k, n, wide, seed=1):
     a = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-wide, wide + 1, (m, k))
     b = rng.standard_normal((k, n)) * 2.0 ** rng.integers(-wide, wide + 1, (k, n))
     a[0, 1] = 0
-    return a.astype(np.float32), b.astype(np.float32), rng.standard_normal((m, n)).astype(np.float32), rng.standard_normal(n).astype(np.float32)
+    return (
+        a.astype(np.float32),
+        b.astype(np.float32),
+        rng.standard_normal((m, n)).astype(np.float32),
+        rng.standard_normal(n).astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize("text", [*MACS, *CHIPS])
@@ -136,14 +227,16 @@ def test_matmul_equals_the_reference(text, wide):
 
 
 def test_a_sum_is_rounded_once():
-    """The constructed case that two roundings get wrong: 2^-30 + 144/128 * 232/256 in bfloat16 is 1.0234375, not 1.015625."""
+    """The constructed case that two roundings get wrong: 2^-30 + 144/128 * 232/256 in bfloat16 is 1.0234375, not
+    1.015625."""
     a = np.array([[2.0**-30, 144 / 128]], np.float32)
     b = np.array([[1.0], [232 / 256]], np.float32)
     assert gemm.matmul(a, b, MacSpec("bfloat16"))[0, 0] == np.float32(1.0234375)
 
 
 def test_rounding_the_nearest_float64_sum_would_be_seen(monkeypatch):
-    """Deliberate break: without rounding to odd, 1 + 2^-9 + 2^-63 loses its last term and the tie of e8m8 goes to even."""
+    """Deliberate break: without rounding to odd, 1 + 2^-9 + 2^-63 loses its last term and the tie of e8m8 goes to
+    even."""
     mac = MacSpec("e8m8")
     c, a, b = np.array([[2.0**-63]], np.float32), np.array([[1 + 2.0**-9]], np.float32), np.array([[1.0]], np.float32)
     wanted = reference_matmul(a, b, mac, c.astype(np.float64), None, 0)
@@ -175,7 +268,9 @@ def test_batches_strides_and_out():
     assert empty.shape == (4, 8) and not empty.any()
 
 
-@pytest.mark.parametrize("text", ["float32, order=pairwise", "bfloat16, order=exact", "float64", "float32 stochastic32"])
+@pytest.mark.parametrize(
+    "text", ["float32, order=pairwise", "bfloat16, order=exact", "float64", "float32 stochastic32"]
+)
 def test_what_it_cannot_do_exactly_it_refuses(text):
     a, b, _, _ = operands(2, 3, 2, 0)
     with pytest.raises(UnsupportedError):

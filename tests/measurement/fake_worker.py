@@ -1,4 +1,5 @@
-"""Stands in for the measuring process: a fake device that measures, fails, crashes or hangs as its first argument says."""
+"""Stands in for the measuring process: a fake device that measures, fails, crashes or hangs as its first argument
+says."""
 
 import json
 import os
@@ -16,20 +17,42 @@ def say(**message):
 
 def entry(name, error=0.0, commit="c"):
     return {
-        "id": name, "family": "launch", "kernel": "torch", "operation": "empty", "dtype": "uint8", "shape": {"n": 1},
-        "group": "launch", "flops": 0, "bytes": 1, "launches": 1,
+        "id": name,
+        "family": "launch",
+        "kernel": "torch",
+        "operation": "empty",
+        "dtype": "uint8",
+        "shape": {"n": 1},
+        "group": "launch",
+        "flops": 0,
+        "bytes": 1,
+        "launches": 1,
         "check": {"against": "x", "error": error, "tolerance": 0.5, "compared": 1},
-        "timing": {"time_us": 1.0, "low_us": 1.0, "high_us": 1.0, "samples": 1, "includes": "x", "warm_us": None, "host_us": None},
-        "date": "2026-11-20T00:00:00Z", "commit": commit, "state": {}, "energy": None,
-    }  # fmt: skip
+        "timing": {
+            "time_us": 1.0,
+            "low_us": 1.0,
+            "high_us": 1.0,
+            "samples": 1,
+            "includes": "x",
+            "warm_us": None,
+            "host_us": None,
+        },
+        "date": "2026-11-20T00:00:00Z",
+        "commit": commit,
+        "state": {},
+        "energy": None,
+    }
 
 
 if mode == "dead":
     sys.exit("no device here")
 print("a library prints what it likes")  # standard output is no part of the protocol
 name = "another chip" if mode == "other_device" else "a chip"
-say(event="hello", device={"name": name, "kind": "cpu", "sensors": "none"},
-    checks=[{"name": "product", "ok": True, "detail": "right"}, {"name": "triton", "ok": False, "detail": "none"}])  # fmt: skip
+say(
+    event="hello",
+    device={"name": name, "kind": "cpu", "sensors": "none"},
+    checks=[{"name": "product", "ok": True, "detail": "right"}, {"name": "triton", "ok": False, "detail": "none"}],
+)
 orders = json.loads(sys.stdin.readline())
 for index, case in enumerate(orders["cases"]):
     say(event="start", id=case)

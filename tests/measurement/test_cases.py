@@ -1,4 +1,5 @@
-"""The list of cases: no repetition, the question first, shapes that the kernels accept, a sample that fills its space."""
+"""The list of cases: no repetition, the question first, shapes that the kernels accept, a sample that fills its
+space."""
 
 import math
 import subprocess
@@ -45,7 +46,12 @@ def test_the_list_covers_what_was_asked_for():
             ("grad_input_example", "triton_rows"), ("grad_weight_example", "torch_sparse"),
             ("grad_input_2to4", "sparse_2to4"), ("backward_with_zeros", "dense")} <= topk  # fmt: skip
     steps = {(case.operation, case.kernel, case["kept"] > 0) for case in cases if case.family == "training_step"}
-    assert {("adam", "eager", False), ("adam", "graph", False), ("adam", "graph", True), ("adam_rows", "graph", True)} <= steps
+    assert {
+        ("adam", "eager", False),
+        ("adam", "graph", False),
+        ("adam", "graph", True),
+        ("adam_rows", "graph", True),
+    } <= steps
     assert families(cases)[0] == "launch"
 
 
@@ -79,6 +85,7 @@ def test_energy_is_a_case_of_its_own():
 
 
 def test_the_list_needs_neither_torch_nor_numpy():
-    code = "import sys; from hwsim.measurement import cases, record, suite; print([m for m in ('torch', 'numpy', 'pydantic', 'triton') if m in sys.modules])"
+    heavy = ("torch", "numpy", "pydantic", "triton", "typer")
+    code = f"import sys; from hwsim.measurement import suite; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"""Simulated against measured: the arithmetic of errors, splits and intervals, and a page from recorded or missing files."""
+"""Simulated against measured: the arithmetic of errors, splits and intervals, and a page from recorded or missing
+files."""
 
 import math
 from pathlib import Path
@@ -19,9 +20,22 @@ CHIP = load_accelerator("nvidia_h200")
 def measured(case, time_us=100.0, energy_uj=None):
     energy = None if energy_uj is None else Energy(energy_uj, 400.0, 75.0, 10, 2.0)
     return Measurement(
-        case.id, case.family, case.kernel, case.operation, case.dtype, dict(case.shape), case.group, 1, 1, 1,
-        Check("x", 0.0, 0.0, 1), Timing(time_us, time_us, time_us, 9, "events"), "2026-11-20T00:00:00Z", "c", energy=energy,
-    )  # fmt: skip
+        case.id,
+        case.family,
+        case.kernel,
+        case.operation,
+        case.dtype,
+        dict(case.shape),
+        case.group,
+        1,
+        1,
+        1,
+        Check("x", 0.0, 0.0, 1),
+        Timing(time_us, time_us, time_us, 9, "events"),
+        "2026-11-20T00:00:00Z",
+        "c",
+        energy=energy,
+    )
 
 
 def gemms(count):
@@ -29,7 +43,10 @@ def gemms(count):
 
 
 def pairs(ratios, time_us=100.0):
-    return [Pair(measured(case, time_us), time_us * ratio, 1.0) for case, ratio in zip(gemms(len(ratios)), ratios, strict=True)]
+    return [
+        Pair(measured(case, time_us), time_us * ratio, 1.0)
+        for case, ratio in zip(gemms(len(ratios)), ratios, strict=True)
+    ]
 
 
 def test_errors_are_relative_above_20_us_and_absolute_below():
@@ -94,8 +111,11 @@ def test_every_kind_of_kernel_has_a_workload_that_the_machine_takes_or_openly_no
 
 
 def test_top_k_work_grows_with_k_and_meets_dense_products_at_k_n():
-    table = {case["kept"]: case for case in cuda_cases()
-             if case.id.startswith("topk_backward/backward/torch/bfloat16/batch1024_out8192")}  # fmt: skip
+    table = {
+        case["kept"]: case
+        for case in cuda_cases()
+        if case.id.startswith("topk_backward/backward/torch/bfloat16/batch1024_out8192")
+    }
     macs = {kept: simulate(workload_of(measured(case)), CHIP).macs for kept, case in table.items()}
     assert macs[64] == 2 * 64 * 8192 * 1024 and macs[8192] == 2 * 8192 * 8192 * 1024
 
@@ -112,7 +132,13 @@ def test_what_has_no_simulation_is_listed():
 def topk_curve(times, dense=1000.0):
     entries = []
     for case in cuda_cases():
-        if case.family == "topk_backward" and case.operation == "backward" and case.dtype == "bfloat16" and case["out"] == 8192 and not case.energy:
+        if (
+            case.family == "topk_backward"
+            and case.operation == "backward"
+            and case.dtype == "bfloat16"
+            and case["out"] == 8192
+            and not case.energy
+        ):
             if case.kernel == "dense":
                 entries.append(measured(case, dense))
             elif case.kernel == "torch" and case["kept"] in times:
@@ -128,7 +154,9 @@ def test_break_even_lies_between_the_points_that_it_is_read_from():
     assert always.break_even is None
     assert speed_ups(topk_curve({64: 1.0})[1:]) == ()  # no dense time, no ratio
     rows = shape_against_table7(curve)
-    assert rows[3][0] == 64 and rows[3][1] == pytest.approx(21.4, abs=0.05) and rows[3][2] == 10.0 and rows[0][2] is None
+    assert (
+        rows[3][0] == 64 and rows[3][1] == pytest.approx(21.4, abs=0.05) and rows[3][2] == 10.0 and rows[0][2] is None
+    )
 
 
 STUDY = MeasuredStudy(name="x", accelerator="nvidia_h200")
@@ -156,7 +184,11 @@ def synthetic(tmp_path: Path, factor: float) -> Path:
 def test_the_page_finds_the_error_that_was_put_in(tmp_path, factor, mape, verdict):
     sections = study_sections(STUDY, synthetic(tmp_path, factor), lambda workload: simulate(workload, CHIP))
     titles = [section.title for section in sections]
-    assert titles[0] == "What was measured" and "Simulated against measured" in titles and "Tensor cores, bit for bit" in titles
+    assert (
+        titles[0] == "What was measured"
+        and "Simulated against measured" in titles
+        and "Tensor cores, bit for bit" in titles
+    )
     table = next(s for s in sections if s.title == "Simulated against measured").tables[0]
     dense = dict(zip([column.name for column in table.columns], table.rows[0], strict=True))
     assert dense["kernels"] == "dense GEMMs" and dense["verdict"] == verdict

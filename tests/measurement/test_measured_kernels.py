@@ -1,4 +1,5 @@
-"""Every measured kernel computes the right thing (on this processor, Triton through its interpreter), and each check can fail."""
+"""Every measured kernel computes the right thing (on this processor, Triton through its interpreter), and each check
+can fail."""
 
 import os
 
@@ -20,39 +21,84 @@ triton = pytest.importorskip("triton")
 
 LAYER = {"batch": 6, "out": 40, "inputs": 24}
 SMALL = [
-    # Triton's interpreter multiplies bfloat16 wrongly (it takes the bits for integers), so float16 stands for 16 bits here.
-    *[make("dense_gemm", gemm, kernel, dtype, "t", m=20, n=24, k=36)
-      for gemm in ("output", "grad_input", "grad_weight")
-      for kernel, dtype in (("blas", "float32"), ("blas", "bfloat16"), ("triton", "float32"), ("triton", "float16"))],
+    # Triton's interpreter multiplies bfloat16 wrongly (it takes the bits for integers), so float16 stands for 16 bits
+    # here.
+    *[
+        make("dense_gemm", gemm, kernel, dtype, "t", m=20, n=24, k=36)
+        for gemm in ("output", "grad_input", "grad_weight")
+        for kernel, dtype in (("blas", "float32"), ("blas", "bfloat16"), ("triton", "float32"), ("triton", "float16"))
+    ],
     *[make("dense_gemm", "output", "triton", "tf32", "t", m=5, n=9, k=17)],
-    *[make("topk_backward", operation, "dense", "float32", "t", **LAYER) for operation in ("backward", "backward_with_zeros")],
-    *[make("topk_backward", operation, kernel, dtype, "t", **LAYER, kept=7)
-      for dtype in ("float32", "float16")
-      for operation, kernel in (("backward", "torch"), ("backward", "triton"), ("select_batch", "torch"), ("select_batch", "triton"),
-                                ("gather", "torch"), ("grad_input", "cublas"), ("grad_weight", "cublas"), ("scatter", "torch"),
-                                ("grad_input", "triton_gather"), ("grad_weight", "triton_gather"))],
-    *[make("topk_backward", operation, kernel, "float32", "t", **LAYER, kept=5)
-      for operation, kernel in (("select_example", "torch"), ("select_example", "triton"),
-                                ("grad_input_example", "triton_rows"), ("grad_weight_example", "triton_rows"),
-                                ("grad_input_example", "masked_dense"), ("grad_weight_example", "masked_dense"),
-                                ("grad_input_example", "torch_sparse"), ("grad_weight_example", "torch_sparse"))],
+    *[
+        make("topk_backward", operation, "dense", "float32", "t", **LAYER)
+        for operation in ("backward", "backward_with_zeros")
+    ],
+    *[
+        make("topk_backward", operation, kernel, dtype, "t", **LAYER, kept=7)
+        for dtype in ("float32", "float16")
+        for operation, kernel in (
+            ("backward", "torch"),
+            ("backward", "triton"),
+            ("select_batch", "torch"),
+            ("select_batch", "triton"),
+            ("gather", "torch"),
+            ("grad_input", "cublas"),
+            ("grad_weight", "cublas"),
+            ("scatter", "torch"),
+            ("grad_input", "triton_gather"),
+            ("grad_weight", "triton_gather"),
+        )
+    ],
+    *[
+        make("topk_backward", operation, kernel, "float32", "t", **LAYER, kept=5)
+        for operation, kernel in (
+            ("select_example", "torch"),
+            ("select_example", "triton"),
+            ("grad_input_example", "triton_rows"),
+            ("grad_weight_example", "triton_rows"),
+            ("grad_input_example", "masked_dense"),
+            ("grad_weight_example", "masked_dense"),
+            ("grad_input_example", "torch_sparse"),
+            ("grad_weight_example", "torch_sparse"),
+        )
+    ],
     make("topk_backward", "backward", "triton", "float32", "t", **LAYER, kept=40),
     make("topk_backward", "backward", "torch", "float32", "t", **LAYER, kept=1),
-    *[make("memory", operation, "torch", dtype, "t", n=4096)
-      for dtype in ("float32", "bfloat16") for operation in ("add", "relu_grad", "column_sum", "transpose", "fill")],
+    *[
+        make("memory", operation, "torch", dtype, "t", n=4096)
+        for dtype in ("float32", "bfloat16")
+        for operation in ("add", "relu_grad", "column_sum", "transpose", "fill")
+    ],
     make("memory", "copy", "torch", "uint8", "t", n=1000),
     make("memory", "cast_float8_e4m3fn", "torch", "bfloat16", "t", n=4096),
     make("memory", "cast_bfloat16", "torch", "float32", "t", n=4096),
     *[make("optimizer", "adam", kernel, "float32", "t", out=12, inputs=20) for kernel in ("torch_fused", "triton")],
     make("optimizer", "sgd", "torch", "float32", "t", out=12, inputs=20),
     make("optimizer", "adam_rows", "triton", "float32", "t", out=12, inputs=20, kept=3),
-    *[make("training_step", "adam", "eager", dtype, "t", hidden=24, depth=2, batch=6, kept=kept)
-      for kept in (0, 5) for dtype in ("float32", "bfloat16")],
+    *[
+        make("training_step", "adam", "eager", dtype, "t", hidden=24, depth=2, batch=6, kept=kept)
+        for kept in (0, 5)
+        for dtype in ("float32", "bfloat16")
+    ],
     make("training_step", "adam_rows", "eager", "float32", "t", hidden=24, depth=3, batch=6, kept=5),
-    *[make("convolution", gemm, "cudnn", "float32", "t", batch=2, channels=3, size=9, out_channels=4, filter=3, stride=2)
-      for gemm in ("output", "grad_input", "grad_weight")],
+    *[
+        make(
+            "convolution",
+            gemm,
+            "cudnn",
+            "float32",
+            "t",
+            batch=2,
+            channels=3,
+            size=9,
+            out_channels=4,
+            filter=3,
+            stride=2,
+        )
+        for gemm in ("output", "grad_input", "grad_weight")
+    ],
     make("launch", "empty", "torch", "uint8", "t", n=1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)

@@ -1,4 +1,5 @@
-"""Asking tensor cores: the program's layout, the model against real chips' vectors, and verdicts about right and wrong chips."""
+"""Asking tensor cores: the program's layout, the model against real chips' vectors, and verdicts about right and
+wrong chips."""
 
 import json
 import os
@@ -100,7 +101,9 @@ def test_registers_hold_the_fragments_of_the_ptx_isa(bytes_):
 
 def test_the_program_loads_what_this_test_checked():
     text = source(BFLOAT16)
-    assert "a0 = rows[g * 8 + t], a1 = rows[(g + 8) * 8 + t], a2 = rows[g * 8 + t + 4], a3 = rows[(g + 8) * 8 + t + 4]" in text
+    assert "a0 = rows[g * 8 + t], a1 = rows[(g + 8) * 8 + t];" in text
+    assert "a2 = rows[g * 8 + t + 4], a3 = rows[(g + 8) * 8 + t + 4];" in text
+    assert "shared[(i % 8 / 4) * 32 + i / 8 * 4 + i % 4] = columns[i]" in source(FP8)
     assert "b0 = columns[g * 8 + t], b1 = columns[g * 8 + t + 4]" in text
     assert "@" not in text.replace("@p", "")
     for instruction in INSTRUCTIONS:
@@ -215,7 +218,9 @@ def test_the_model_gives_the_results_of_real_chips(chip, short):
         assert np.array_equal(got, wanted[finite], equal_nan=True)
         if output == "float16":
             continue  # 24 or 25 bits make no difference to a result of 11
-        other = fused_dots(a[finite], b[finite], c[finite], Instruction("mma", "float16", output), "ada" if chip == "H200" else "h200")
+        other = fused_dots(
+            a[finite], b[finite], c[finite], Instruction("mma", "float16", output), "ada" if chip == "H200" else "h200"
+        )
         assert not np.array_equal(other, wanted[finite], equal_nan=True)  # another chip's arithmetic is seen
 
 
@@ -240,14 +245,18 @@ def test_the_first_open_question_has_the_two_known_answers():
     question = next(q for q in questions() if q.name == "zero_times_huge")
     batch = ask(BFLOAT16, question)
     examiner = Examiner(BFLOAT16, "h200", lambda b: b.c)
-    dropped, aligned = (decode(examiner.model(batch, h)[0, 0, :1], "float32")[0] for h in (HYPOTHESES[1], HYPOTHESES[2]))
+    dropped, aligned = (
+        decode(examiner.model(batch, h)[0, 0, :1], "float32")[0] for h in (HYPOTHESES[1], HYPOTHESES[2])
+    )
     assert dropped == pytest.approx(9.386e-10, rel=1e-3) and aligned == 0.0
 
 
 # ---- verdicts
 
 
-@pytest.mark.parametrize("name", ["float16.float32.mma", "tf32.float32.wgmma", "float8_e4m3fn.float32.wgmma", "float8_e5m2.float16.mma"])
+@pytest.mark.parametrize(
+    "name", ["float16.float32.mma", "tf32.float32.wgmma", "float8_e4m3fn.float32.wgmma", "float8_e5m2.float16.mma"]
+)
 def test_a_chip_that_does_what_the_model_says_has_no_mismatch(name):
     examiner = Examiner(BY_ID[name], "h200", lambda batch: batch.c)
     examiner.run = examiner.model
@@ -255,7 +264,11 @@ def test_a_chip_that_does_what_the_model_says_has_no_mismatch(name):
     assert finding["mismatches"] == 0 and finding["dots"] >= 4000
     assert finding["layer"] == {"output": 0, "grad_input": 0, "grad_weight": 0}
     assert json.loads(json.dumps(finding, allow_nan=False)) == finding  # strict JSON
-    assert all(entry["hwsim_agrees"] for entry in finding["questions"] if "inf" not in entry["name"] and "nan" not in entry["name"])
+    assert all(
+        entry["hwsim_agrees"]
+        for entry in finding["questions"]
+        if "inf" not in entry["name"] and "nan" not in entry["name"]
+    )
     assert {key.split("/")[1] for key in vectors} == set(finding["by_regime"])
 
 
@@ -265,7 +278,9 @@ def test_a_chip_with_another_rounding_is_caught_with_examples():
 
     def other(batch):
         """All 23 bits of the sum instead of 13."""
-        as_half = Batch(batch.regime, *(encode(decode(x, FP8.operand), "float16") for x in (batch.a, batch.b)), batch.c, batch.steps)
+        as_half = Batch(
+            batch.regime, *(encode(decode(x, FP8.operand), "float16") for x in (batch.a, batch.b)), batch.c, batch.steps
+        )
         return wide.model(as_half)
 
     examiner.run = other
@@ -286,7 +301,11 @@ def test_a_mistaken_layout_is_called_that():
 def test_every_instruction_draws_finite_operands_in_every_regime():
     for instruction in INSTRUCTIONS:
         for batch in batches(instruction, 3000):
-            for codes, fmt in ((batch.a, instruction.operand), (batch.b, instruction.operand), (batch.c, instruction.output)):
+            for codes, fmt in (
+                (batch.a, instruction.operand),
+                (batch.b, instruction.operand),
+                (batch.c, instruction.output),
+            ):
                 assert np.isfinite(decode(codes, fmt)).all(), (instruction.id, batch.regime)
             assert batch.a.shape[2] == batch.steps * instruction.terms
             assert batch.a.dtype.itemsize == ELEMENT_BYTES[instruction.operand]
@@ -311,7 +330,11 @@ def test_results_compare_by_bits_with_one_nan():
 
 
 def test_chips_are_known_by_the_device_s_name():
-    assert chip_name("NVIDIA H200") == "h200" and chip_name("NVIDIA A100-SXM4-80GB") == "a100" and chip_name("Tesla T4") == ""
+    assert (
+        chip_name("NVIDIA H200") == "h200"
+        and chip_name("NVIDIA A100-SXM4-80GB") == "a100"
+        and chip_name("Tesla T4") == ""
+    )
     assert chip_parameters("h200", FP8) == (32, 13, False)
     assert chip_parameters("h200", Instruction("mma", "float8_e5m2", "float16")) == (16, 25, True)
     assert chip_parameters("a100", FP8) is None

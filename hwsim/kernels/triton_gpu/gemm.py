@@ -1,6 +1,7 @@
 """GEMMs on the GPU in the arithmetic of a MacSpec: the accumulator is rounded at every step, as `reference` defines it.
 
-Orders: sequential, chunked, kahan and fused (tensor-core steps). Operands are float32 values, so a product of two is exact
+Orders: sequential, chunked, kahan and fused (tensor-core steps). Operands are float32 values, so a product of two is
+exact
 in float64; a sum is exact or rounded to odd in float64 and then rounded once, in integers. One program holds a small
 tile of results and walks along k.
 """
@@ -71,8 +72,7 @@ def _product(a_line, b_line, stream, index, k, stride_ak, stride_bk, row_inside,
     x = tl.load(a_line + k * stride_ak, mask=row_inside, other=0.0).to(tl.float64)
     y = tl.load(b_line + k * stride_bk, mask=column_inside, other=0.0).to(tl.float64)
     exact = x[:, None] * y[None, :]
-    wrong = exact != exact
-    wrong = wrong & False
+    wrong = exact < exact  # noqa: PLR0124 (nowhere)
     if PRODUCT is not None:
         bits = exact.to(tl.int64, bitcast=True)
         word = bits
@@ -85,11 +85,40 @@ def _product(a_line, b_line, stream, index, k, stride_ak, stride_bk, row_inside,
 
 @triton.jit(do_not_specialize=["low", "middle", "high"])
 def _matmul(
-    a, b, c, bias, out, trouble, m, n, k,
-    stride_ag, stride_am, stride_ak, stride_bg, stride_bk, stride_bn, stride_cg, stride_cm, stride_cn, low, middle, high,
-    ACCUMULATOR: tl.constexpr, PRODUCT: tl.constexpr, OUTER: tl.constexpr, RESULT: tl.constexpr, ORDER: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_C: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, REPORT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    c,
+    bias,
+    out,
+    trouble,
+    m,
+    n,
+    k,
+    stride_ag,
+    stride_am,
+    stride_ak,
+    stride_bg,
+    stride_bk,
+    stride_bn,
+    stride_cg,
+    stride_cm,
+    stride_cn,
+    low,
+    middle,
+    high,
+    ACCUMULATOR: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    OUTER: tl.constexpr,
+    RESULT: tl.constexpr,
+    ORDER: tl.constexpr,
+    CHUNK: tl.constexpr,
+    HAS_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    REPORT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     group = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -109,7 +138,9 @@ def _matmul(
     if ORDER == 0:
         for step in range(k):
             at = none + step
-            product, bad = _product(a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT)
+            product, bad = _product(
+                a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT
+            )
             total, worse = _add(total, product, stream, index, at, ACCUMULATOR)
             wrong = wrong | bad | worse
     elif ORDER == 1:
@@ -117,7 +148,18 @@ def _matmul(
             inner = zero
             for step in range(first, tl.minimum(first + CHUNK, k)):
                 at = none + step
-                product, bad = _product(a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT)
+                product, bad = _product(
+                    a_line,
+                    b_line,
+                    mix64(stream + 1),
+                    index,
+                    at,
+                    stride_ak,
+                    stride_bk,
+                    row_inside,
+                    column_inside,
+                    PRODUCT,
+                )
                 inner, worse = _add(inner, product, stream, index, at, ACCUMULATOR)
                 wrong = wrong | bad | worse
             total, worse = _add(total, inner, mix64(stream + 2), index, none + first // CHUNK, OUTER)
@@ -126,7 +168,9 @@ def _matmul(
         lost = zero
         for step in range(k):
             at = none + step
-            product, bad = _product(a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT)
+            product, bad = _product(
+                a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT
+            )
             term, worse = _add(product, _negated(lost), mix64(stream + 3), index, at, ACCUMULATOR)
             wrong = wrong | bad | worse
             new, worse = _add(total, term, stream, index, at, ACCUMULATOR)
@@ -163,11 +207,27 @@ def _cut_operand(x, MANTISSA: tl.constexpr, EMIN: tl.constexpr):
 
 @triton.jit
 def _fused_step(
-    a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
-    TERMS: tl.constexpr, FRACTION: tl.constexpr, PART: tl.constexpr, MANTISSA: tl.constexpr, EMIN: tl.constexpr,
-    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr, LOWEST: tl.constexpr,
-):  # fmt: skip
-    """One fused step over TERMS positions from `first` (PART 1, 2: the half with k mod 4 in {0, 1} or {2, 3} of twice as many)."""
+    a_line,
+    b_line,
+    total,
+    first,
+    k,
+    stride_ak,
+    stride_bk,
+    row_inside,
+    column_inside,
+    TERMS: tl.constexpr,
+    FRACTION: tl.constexpr,
+    PART: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    EMIN: tl.constexpr,
+    C_EMIN: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    BEYOND: tl.constexpr,
+    LOWEST: tl.constexpr,
+):
+    """One fused step over TERMS positions from `first` (PART 1, 2: the half with k mod 4 in {0, 1} or {2, 3} of twice
+    as many)."""
     # First the largest exponent of the terms that are not zero, and at least LOWEST.
     none = tl.program_id(2).to(tl.int64) * 0
     row_zero, column_zero = row_inside.to(tl.int64) * 0, column_inside.to(tl.int64) * 0
@@ -207,18 +267,46 @@ def _fused_step(
         result = tl.where((exact_bits & 0x7FFFFFFFFFFFFFFF) >= BEYOND, sign | 0x7FF0000000000000, result)
     result = tl.where(whole == 0, 0, result)
     unrounded = special.to(tl.int64, bitcast=True)
-    unrounded = tl.where(special != special, 0x7FF8000000000000, unrounded)
+    unrounded = tl.where(special != special, 0x7FF8000000000000, unrounded)  # noqa: PLR0124
     return tl.where(finite, result, unrounded).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def _fused_matmul(
-    a, b, c, bias, out, m, n, k,
-    stride_ag, stride_am, stride_ak, stride_bg, stride_bk, stride_bn, stride_cg, stride_cm, stride_cn,
-    TERMS: tl.constexpr, FRACTION: tl.constexpr, GROUPS: tl.constexpr, ADDEND_LAST: tl.constexpr, MANTISSA: tl.constexpr, EMIN: tl.constexpr,
-    C_EMIN: tl.constexpr, OUTPUT: tl.constexpr, BEYOND: tl.constexpr, LOWEST: tl.constexpr, NEAREST: tl.constexpr,
-    HAS_C: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    c,
+    bias,
+    out,
+    m,
+    n,
+    k,
+    stride_ag,
+    stride_am,
+    stride_ak,
+    stride_bg,
+    stride_bk,
+    stride_bn,
+    stride_cg,
+    stride_cm,
+    stride_cn,
+    TERMS: tl.constexpr,
+    FRACTION: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ADDEND_LAST: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    EMIN: tl.constexpr,
+    C_EMIN: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    BEYOND: tl.constexpr,
+    LOWEST: tl.constexpr,
+    NEAREST: tl.constexpr,
+    HAS_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     group = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -237,13 +325,67 @@ def _fused_matmul(
         total = zero
     for first in range(0, k, TERMS * GROUPS):
         if GROUPS == 1:
-            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                                TERMS, FRACTION, 0, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
+            total = _fused_step(
+                a_line,
+                b_line,
+                total,
+                first,
+                k,
+                stride_ak,
+                stride_bk,
+                row_inside,
+                column_inside,
+                TERMS,
+                FRACTION,
+                0,
+                MANTISSA,
+                EMIN,
+                C_EMIN,
+                OUTPUT,
+                BEYOND,
+                LOWEST,
+            )
         else:
-            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                                TERMS, FRACTION, 1, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
-            total = _fused_step(a_line, b_line, total, first, k, stride_ak, stride_bk, row_inside, column_inside,
-                                TERMS, FRACTION, 2, MANTISSA, EMIN, C_EMIN, OUTPUT, BEYOND, LOWEST)  # fmt: skip
+            total = _fused_step(
+                a_line,
+                b_line,
+                total,
+                first,
+                k,
+                stride_ak,
+                stride_bk,
+                row_inside,
+                column_inside,
+                TERMS,
+                FRACTION,
+                1,
+                MANTISSA,
+                EMIN,
+                C_EMIN,
+                OUTPUT,
+                BEYOND,
+                LOWEST,
+            )
+            total = _fused_step(
+                a_line,
+                b_line,
+                total,
+                first,
+                k,
+                stride_ak,
+                stride_bk,
+                row_inside,
+                column_inside,
+                TERMS,
+                FRACTION,
+                2,
+                MANTISSA,
+                EMIN,
+                C_EMIN,
+                OUTPUT,
+                BEYOND,
+                LOWEST,
+            )
     if ADDEND_LAST:
         total, _ = _add(total, start, group, index, group, NEAREST)
     if HAS_BIAS:
@@ -263,7 +405,7 @@ def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream
         UnsupportedError: an order, format or operand type that this back end does not do bit for bit.
         SpecError: a sum that the accumulator makes an error, or an `out` that does not fit.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     given_numpy = isinstance(a, np.ndarray)
     x = torch.from_numpy(a) if given_numpy else a.detach()
@@ -288,9 +430,14 @@ def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream
         arguments = (*operands, first, more if more is not None else operands[0], codes)
         strides = [stride for t in (*operands, first) for stride in t.stride()]
         common = {
-            "HAS_C": c is not None, "HAS_BIAS": bias is not None, "WIDE": carrier == torch.float64,
-            "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "num_warps": 4, "enable_fp_fusion": False,
-        }  # fmt: skip
+            "HAS_C": c is not None,
+            "HAS_BIAS": bias is not None,
+            "WIDE": carrier == torch.float64,
+            "BLOCK_M": BLOCK_M,
+            "BLOCK_N": BLOCK_N,
+            "num_warps": 4,
+            "enable_fp_fusion": False,
+        }
         if isinstance(mac.order, Fused):
             _fused_matmul[grid](*arguments, m, n, k, *strides, **fused_constants(mac.order), **common)
         else:
@@ -301,11 +448,16 @@ def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream
 
 
 def _run_steps(
-    grid: tuple[int, int, int], arguments: tuple[Any, ...], sizes: tuple[int, int, int], strides: list[int], mac: MacSpec,
-    stream: int, common: dict[str, Any],
-) -> None:  # fmt: skip
+    grid: tuple[int, int, int],
+    arguments: tuple[Any, ...],
+    sizes: tuple[int, int, int],
+    strides: list[int],
+    mac: MacSpec,
+    stream: int,
+    common: dict[str, Any],
+) -> None:
     """Launch the kernel that rounds after every product, and raise what it reports."""
-    import torch  # noqa: PLC0415
+    import torch
 
     order = mac.order
     accumulator = rule_of(mac.cast)
@@ -315,10 +467,20 @@ def _run_steps(
     report = any(may_go_wrong(rule) for rule in rules)
     trouble = torch.zeros(1, dtype=torch.int32, device=arguments[0].device)
     _matmul[grid](
-        *arguments, trouble, *sizes, *strides, *stream_parts(stream), ACCUMULATOR=accumulator, PRODUCT=product, OUTER=outer,
-        RESULT=rule_of(result_cast(mac)), ORDER=CHUNKED if isinstance(order, Chunked) else KAHAN if isinstance(order, Kahan) else SEQUENTIAL,
-        CHUNK=order.size if isinstance(order, Chunked) else 1, REPORT=report, **common,
-    )  # fmt: skip
+        *arguments,
+        trouble,
+        *sizes,
+        *strides,
+        *stream_parts(stream),
+        ACCUMULATOR=accumulator,
+        PRODUCT=product,
+        OUTER=outer,
+        RESULT=rule_of(result_cast(mac)),
+        ORDER=CHUNKED if isinstance(order, Chunked) else KAHAN if isinstance(order, Kahan) else SEQUENTIAL,
+        CHUNK=order.size if isinstance(order, Chunked) else 1,
+        REPORT=report,
+        **common,
+    )
     if report and int(trouble):
         raise SpecError(f"matmul: a product or a sum that {mac} cannot hold (NaN, or out of range)")
 
@@ -346,7 +508,7 @@ def fused_constants(order: Fused) -> dict[str, Any]:
 
 def _refuse(mac: MacSpec, x: torch.Tensor, y: torch.Tensor) -> None:
     """Refuse what cannot be done exactly here."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if not isinstance(mac.order, Sequential | Chunked | Kahan | Fused):
         raise UnsupportedError(f"backend triton: got order {mac.order}, expected sequential, chunked, kahan or fused")
@@ -367,7 +529,8 @@ def _refuse(mac: MacSpec, x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def fits(fmt: NumberFormat, random_bits: int) -> bool:
-    """Whether a sum of a value of `fmt` and a float32 product, rounded to odd in float64, rounds on as if it were exact."""
+    """Whether a sum of a value of `fmt` and a float32 product, rounded to odd in float64, rounds on as if it were
+    exact."""
     if isinstance(fmt, FloatingPoint):
         return fmt.precision + random_bits + SPARE_BITS <= 53 and fmt.emax <= 900 and fmt.smallest_exponent >= -900
     return isinstance(fmt, FixedPoint) and fmt.bits + random_bits + SPARE_BITS <= 53 and abs(fmt.fraction_bits) <= 400
@@ -380,7 +543,7 @@ def _stochastic(mac: MacSpec) -> tuple[bool, ...]:
 
 def _start(c: Any, mac: MacSpec, device: torch.device) -> torch.Tensor:
     """Return c rounded to nearest even into the format that holds the sum (as it is where c joins last)."""
-    import torch  # noqa: PLC0415
+    import torch
 
     values = torch.as_tensor(c, device=device).detach()
     fmt = start_format(mac)

@@ -32,8 +32,18 @@ BLOCK = 1024
 
 @triton.jit(do_not_specialize=["low", "middle", "high"])
 def _quantize(
-    x, out, trouble, n, low, middle, high, RULE: tl.constexpr, WIDE: tl.constexpr, REPORT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    x,
+    out,
+    trouble,
+    n,
+    low,
+    middle,
+    high,
+    RULE: tl.constexpr,
+    WIDE: tl.constexpr,
+    REPORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     bits = tl.load(x + index, mask=inside, other=1.0).to(tl.float64).to(tl.int64, bitcast=True)
@@ -50,19 +60,24 @@ def _quantize(
         tl.atomic_max(trouble, tl.max((wrong & inside).to(tl.int32), axis=0))
 
 
-def cast_tensor(x: Any, cast: Cast, stream: int = 0, scale: Any = None, out: Any = None, axis: int = -1) -> torch.Tensor:
+def cast_tensor(
+    x: Any, cast: Cast, stream: int = 0, scale: Any = None, out: Any = None, axis: int = -1
+) -> torch.Tensor:
     """Return a torch tensor cast on its device; arguments as in `hwsim.kernels.cast`.
 
     A cast under which some value is an error (a NaN in a format without one, overflow: error) waits for the device.
 
     Raises:
-        SpecError: such a value, or arguments that do not fit. UnsupportedError: block formats, which other back ends do.
+        SpecError: such a value, or arguments that do not fit. UnsupportedError: block formats, which other back ends
+        do.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     del axis  # of block formats only
     if isinstance(cast.format, BlockScaled):
-        raise UnsupportedError(f"backend triton: got block format {cast.format}, expected a float or fixed-point format")
+        raise UnsupportedError(
+            f"backend triton: got block format {cast.format}, expected a float or fixed-point format"
+        )
     if cast.rounding.stochastic and x.numel() >= 1 << 42:
         raise UnsupportedError("backend triton: a tensor of 2^42 elements or more")
     carrier = carrier_of(cast.format)
@@ -80,9 +95,18 @@ def cast_tensor(x: Any, cast: Cast, stream: int = 0, scale: Any = None, out: Any
     if values.numel():
         codes = result.view(torch.int64 if carrier == "float64" else torch.int32)
         _quantize[(triton.cdiv(values.numel(), BLOCK),)](
-            values, codes, trouble, values.numel(), *stream_parts(stream), RULE=rule, WIDE=carrier == "float64",
-            REPORT=report, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+            values,
+            codes,
+            trouble,
+            values.numel(),
+            *stream_parts(stream),
+            RULE=rule,
+            WIDE=carrier == "float64",
+            REPORT=report,
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
     if report and int(trouble):
         raise_first(values.cpu().numpy().reshape(-1), cast, stream)
     if factor is not None:
@@ -108,12 +132,10 @@ def raise_first(values: np.ndarray, cast: Cast, stream: int) -> None:
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
     """Return float16, bfloat16, FP8 and small integers as float32 or float64, exactly."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if x.dtype.is_floating_point:
         return x.float()
     if x.dtype in (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32):
         return x.double()
     raise SpecError(f"x: got data of type {x.dtype}, expected float32 or float64")
-
-

@@ -23,10 +23,31 @@ NAN, INFINITY, SIGN = 0x7FF8 << 48, 0x7FF0 << 48, -(1 << 63)  # float64 bits as 
 
 # Places in a rule. One tuple of integers and booleans is one constant of the compiled kernel.
 _PLACES = (
-    "FIXED", "MANTISSA", "EMIN", "BIAS", "HAS_ZERO", "NEGATIVE_ZERO", "MODE", "RANDOM_BITS", "LARGEST", "LOWEST",
-    "OVER", "UNDER", "INFINITE", "NEGATIVE_INFINITE", "NAN", "OVER_WRONG", "INFINITE_WRONG", "NEGATIVE_INFINITE_WRONG",
-    "NAN_WRONG", "WRAP", "BITS", "LOWEST_CODE", "OF_ZERO", "ZERO_WRONG",
-)  # fmt: skip
+    "FIXED",
+    "MANTISSA",
+    "EMIN",
+    "BIAS",
+    "HAS_ZERO",
+    "NEGATIVE_ZERO",
+    "MODE",
+    "RANDOM_BITS",
+    "LARGEST",
+    "LOWEST",
+    "OVER",
+    "UNDER",
+    "INFINITE",
+    "NEGATIVE_INFINITE",
+    "NAN",
+    "OVER_WRONG",
+    "INFINITE_WRONG",
+    "NEGATIVE_INFINITE_WRONG",
+    "NAN_WRONG",
+    "WRAP",
+    "BITS",
+    "LOWEST_CODE",
+    "OF_ZERO",
+    "ZERO_WRONG",
+)
 
 Rule = tuple[Any, ...]
 
@@ -49,14 +70,38 @@ def rule_of(cast: Cast) -> Rule:
         raise UnsupportedError(f"backend triton: got block format {fmt}, expected a float or fixed-point format")
     nan_wrong = not fmt.has_nan and cast.nan is NanRule.ERROR
     nan = NAN if fmt.has_nan else 0
-    common = (MODES.index(cast.rounding.mode), cast.rounding.random_bits, bits_of(fmt.largest), bits_of(abs(fmt.lowest)))
+    common = (
+        MODES.index(cast.rounding.mode),
+        cast.rounding.random_bits,
+        bits_of(fmt.largest),
+        bits_of(abs(fmt.lowest)),
+    )
     if isinstance(fmt, FixedPoint):
         largest, lowest = bits_of(fmt.largest), bits_of(fmt.lowest + 0.0)
         wrap = cast.overflow is Overflow.WRAP
         return (
-            True, 0, -fmt.fraction_bits, 0, True, False, *common, largest, lowest, largest, lowest, nan, error, error or wrap,
-            error or wrap, nan_wrong, wrap, fmt.bits, fmt.lowest_code, 0, False,
-        )  # fmt: skip
+            True,
+            0,
+            -fmt.fraction_bits,
+            0,
+            True,
+            False,
+            *common,
+            largest,
+            lowest,
+            largest,
+            lowest,
+            nan,
+            error,
+            error or wrap,
+            error or wrap,
+            nan_wrong,
+            wrap,
+            fmt.bits,
+            fmt.lowest_code,
+            0,
+            False,
+        )
     beyond = INFINITY if fmt.infinities else NAN if fmt.has_nan else bits_of(fmt.largest)
     over, under = (
         bits_of(fmt.largest) if saturate or overflow_keeps_largest(cast.rounding, negative) else beyond
@@ -66,10 +111,28 @@ def rule_of(cast: Cast) -> Rule:
     below = bits_of(fmt.lowest) if saturate else NAN  # a negative value in a format without a sign
     lowest_magnitude = common if fmt.signed else (*common[:3], 0)
     return (
-        False, fmt.mantissa_bits, fmt.emin, fmt.bias, fmt.zero, fmt.negative_zero, *lowest_magnitude,
-        over, _negative(under) if fmt.signed else below, infinite, _negative(infinite) if fmt.signed else below, nan,
-        error, error and not fmt.infinities, error and not (fmt.signed and fmt.infinities), nan_wrong, False, fmt.bits, 0, below, error,
-    )  # fmt: skip
+        False,
+        fmt.mantissa_bits,
+        fmt.emin,
+        fmt.bias,
+        fmt.zero,
+        fmt.negative_zero,
+        *lowest_magnitude,
+        over,
+        _negative(under) if fmt.signed else below,
+        infinite,
+        _negative(infinite) if fmt.signed else below,
+        nan,
+        error,
+        error and not fmt.infinities,
+        error and not (fmt.signed and fmt.infinities),
+        nan_wrong,
+        False,
+        fmt.bits,
+        0,
+        below,
+        error,
+    )
 
 
 def _negative(bits: int) -> int:
@@ -137,7 +200,7 @@ def round_bits(bits, word, RULE: tl.constexpr):
     fraction = magnitude & 0xFFFFFFFFFFFFF
     significand = tl.where(field > 0, fraction | 0x10000000000000, fraction)
     exponent = tl.maximum(field, 1) - 1075  # value = significand * 2^exponent
-    if FIXED:
+    if FIXED:  # noqa: SIM108 (both branches are compiled apart)
         unit = field * 0 + EMIN
     else:
         unit = tl.maximum(field - 1023, EMIN) - MANTISSA
@@ -150,7 +213,7 @@ def round_bits(bits, word, RULE: tl.constexpr):
     half = (one << cut) >> 1
     odd = (count & 1) == 1
     if MANTISSA == 0 and not FIXED:  # the parity of a code without a fraction is that of its exponent field
-        if RULE[4]:
+        if RULE[4]:  # noqa: SIM108
             odd = (count > 0) & (((tl.maximum(field - 1023, EMIN) + RULE[3]) & 1) == 1)
         else:
             odd = count > 0
@@ -213,7 +276,8 @@ def round_bits(bits, word, RULE: tl.constexpr):
 
 @triton.jit
 def add_to_odd(x, y, DOWN: tl.constexpr):
-    """The bits of x + y (float64), exact or rounded to odd: one later rounding to at most 50 bits equals rounding the sum.
+    """The bits of x + y (float64), exact or rounded to odd: one later rounding to at most 50 bits equals rounding the
+    sum.
 
     Needs additions that are not contracted. An exact zero from opposite signs is +0, under round-down -0.
     """

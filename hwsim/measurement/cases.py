@@ -191,7 +191,7 @@ def example_cases(out: int, inputs: int, batch: int, kept: Iterable[int], dtype:
             ("grad_input_example", "torch_sparse"),
             ("grad_weight_example", "torch_sparse"),
         ):
-            yield make("topk_backward", operation, kernel, dtype, group, **axes, kept=count)
+            yield make("topk_backward", operation, kernel, dtype, group, **axes, kept=count)  # type: ignore[arg-type]
 
 
 def structured_cases(out: int, inputs: int, batch: int) -> Iterator[Case]:
@@ -320,8 +320,8 @@ def cuda_cases() -> list[Case]:
         launch_cases(),
         memory_cases([1 << 26], ["float32"]),
         # the question itself: dense and top-k backward at the paper's size, dense GEMMs of all kinds there
-        layer_gemms(**wide, dtypes=DENSE_DTYPES, group="table7"),
-        topk_cases(**wide, kept=TABLE7_KEPT, dtypes=["float32", "bfloat16"], group="table7", parts=TOPK_PARTS[:2]),
+        layer_gemms(**wide, dtypes=DENSE_DTYPES, group="table7"),  # type: ignore[arg-type]
+        topk_cases(**wide, kept=TABLE7_KEPT, dtypes=["float32", "bfloat16"], group="table7", parts=TOPK_PARTS[:2]),  # type: ignore[arg-type]
         step_cases(500, 10, [20], "float32", "mlp"),
         step_cases(8192, 1024, TABLE7_KEPT, "float32", "table8"),
         # dense GEMMs of the meProp networks and of language models
@@ -333,7 +333,7 @@ def cuda_cases() -> list[Case]:
         ],
         *[layer_gemms(out, inputs, 2048, ["bfloat16", "float8_e4m3fn"], "llm") for _, out, inputs in LLM_LAYERS],
         # the parts of top-k backward
-        topk_cases(**wide, kept=WIDE_KEPT, dtypes=["bfloat16"], group="table7"),
+        topk_cases(**wide, kept=WIDE_KEPT, dtypes=["bfloat16"], group="table7"),  # type: ignore[arg-type]
         memory_cases([1 << 14, 1 << 18, 1 << 22, 1 << 28]),
         optimizer_cases([(500, 784), (4096, 4096), (8192, 8192)], [20, 64, 512, 2048, 8192]),
         sample_cases(120),
@@ -363,7 +363,7 @@ def cuda_cases() -> list[Case]:
             for tokens in (512, 8192)
             for _, out, inputs in LLM_LAYERS
         ],
-        topk_cases(**wide, kept=WIDE_KEPT, dtypes=["float32", "float16"], group="table7"),
+        topk_cases(**wide, kept=WIDE_KEPT, dtypes=["float32", "float16"], group="table7"),  # type: ignore[arg-type]
         sample_cases(400),
     ]
     return unique(case for cases in ordered for case in cases)

@@ -91,7 +91,8 @@ class Comparison:
 
     def held_out(self, share: float = 0.5, seed: int = 0) -> tuple[Comparison, Comparison]:
         """Split into pairs to fit on and pairs held out, whole shapes at a time; the same split for the same seed."""
-        fitted, held = [], []
+        fitted: list[Pair] = []
+        held: list[Pair] = []
         for pair in self.pairs:
             place = zlib.crc32(repr((seed, pair.shape_key)).encode()) / 2**32
             (held if place < share else fitted).append(pair)
@@ -181,11 +182,10 @@ def speed_ups(measurements: Iterable[Measurement]) -> tuple[SpeedUp, ...]:
         else:
             curves.setdefault((entry.kernel, *layer), {})[entry.shape["kept"]] = entry.timing.time_us
     found = []
-    for (kernel, *layer), times in curves.items():
-        base = dense.get(tuple(layer))  # type: ignore[arg-type]
+    for (kernel, dtype, batch, out, inputs), times in curves.items():
+        base = dense.get((dtype, batch, out, inputs))
         if base is not None:
             ratios = tuple((kept, base / time) for kept, time in sorted(times.items()))
-            dtype, batch, out, inputs = layer
             found.append(SpeedUp(kernel, dtype, batch, out, inputs, base, ratios))
     return tuple(found)
 

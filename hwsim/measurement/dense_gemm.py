@@ -11,6 +11,8 @@ training step needs for it are measured as `memory/transpose`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from hwsim.measurement.cases import Case
@@ -61,7 +63,7 @@ def operands(
     return a, b
 
 
-def _multiply(case: Case, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor):
+def _multiply(case: Case, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Return the call that writes a @ b into `result`."""
     if case.kernel == "triton":
         from hwsim.measurement.triton_gemm import gemm

@@ -5,9 +5,12 @@ These are not kernels of real arithmetic: they compute what another machine woul
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import torch
 
+from hwsim.arithmetic.mac import MacSpec
 from hwsim.measurement.cases import Case
 from hwsim.measurement.prepared import Prepared, UnavailableError, generator, normal
 from hwsim.measurement.record import Check
@@ -18,7 +21,8 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     case.dtype."""
     try:
         import hwsim
-        from hwsim import kernels
+
+        importlib.import_module("hwsim.kernels.gemm")
     except ImportError as error:
         raise UnavailableError(f"hwsim.kernels: {error}") from None
     source = generator(case.id, device)
@@ -58,14 +62,11 @@ def prepare(case: Case, device: torch.device) -> Prepared:
         second = bits_equal(whole, part)
         return first if not first.passed else second
 
-    del kernels
     return Prepared(multiply, check_matmul, 2 * m * n * k, 4 * (m * k + k * n + m * n), launches=1)
 
 
-def kernels_mac(accumulator: str):
+def kernels_mac(accumulator: str) -> MacSpec:
     """A MAC whose accumulator is rounded to nearest even at every step."""
-    from hwsim.arithmetic.mac import MacSpec
-
     return MacSpec(accumulator=accumulator)
 
 

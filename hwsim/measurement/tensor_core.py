@@ -29,7 +29,7 @@ import numpy as np
 from hwsim.errors import HwsimError
 from hwsim.measurement import device as machine
 from hwsim.measurement.record import write_atomically
-from hwsim.measurement.tensor_core_model import HYPOTHESES, chip_parameters, fused_dots
+from hwsim.measurement.tensor_core_model import HYPOTHESES, Hypothesis, chip_parameters, fused_dots
 from hwsim.measurement.tensor_core_source import INSTRUCTIONS, STEP_BYTES, Instruction, compile_program
 from hwsim.measurement.tensor_core_vectors import Batch, ask, batches, code_type, decode, encode, questions
 
@@ -83,7 +83,7 @@ class Examiner:
         """What hwsim says: codes of the results."""
         return self.emulate(batch) if self.emulate else self.model(batch)
 
-    def model(self, batch: Batch, hypothesis=HYPOTHESES[0]) -> np.ndarray:
+    def model(self, batch: Batch, hypothesis: Hypothesis = HYPOTHESES[0]) -> np.ndarray:
         """What the small numpy model says under one hypothesis (finite operands)."""
         fmt, out = self.instruction.operand, self.instruction.output
         a, b, c = decode(batch.a, fmt), decode(batch.b, fmt), decode(batch.c, out)
@@ -115,14 +115,14 @@ class Examiner:
 
     def answers(self) -> list[dict[str, Any]]:
         """Ask every question that the formats hold; say which hypotheses, and whether hwsim, give the chip's answer."""
-        result = []
+        result: list[dict[str, Any]] = []
         asked = [
             (question, batch) for question in questions() if (batch := ask(self.instruction, question)) is not None
         ]
         if not asked:
             return result
         fields = {name: np.concatenate([getattr(batch, name) for _, batch in asked]) for name in ("a", "b", "c")}
-        got = self.run(Batch("questions", **fields))
+        got = self.run(Batch("questions", fields["a"], fields["b"], fields["c"]))
         for place, (question, batch) in enumerate(asked):
             answer = int(got[place, 0, 0])
             out = self.instruction.output
@@ -156,7 +156,7 @@ class Examiner:
         batch, inputs, out = LAYER
         rng = np.random.default_rng(7)
         fmt = self.instruction.operand
-        draw = lambda *shape: round_codes(rng.standard_normal(shape), fmt)  # noqa: E731
+        draw = lambda *shape: round_codes(np.asarray(rng.standard_normal(shape)), fmt)  # noqa: E731
         x, weight, g = draw(batch, inputs), draw(out, inputs), draw(batch, out)
         products = {
             "output": (x, weight),
@@ -296,7 +296,7 @@ def run(out: Path, seconds: float = 150, resume: bool = False, dots: int = DOTS,
                 finding, vectors = _examine(instruction, chip, program, dots, finding, vectors)
             state["cases"] = [case for case in state["cases"] if case["id"] != instruction.id] + [finding]
             write_atomically(path, json.dumps(state, indent=1, allow_nan=False) + "\n")
-            np.savez_compressed(vector_path, **vectors)
+            np.savez_compressed(vector_path, **vectors)  # type: ignore[arg-type]
             print(_line(finding), flush=True)
     return sum(case["mismatches"] is None for case in state["cases"])
 

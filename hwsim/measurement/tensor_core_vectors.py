@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Batch:
         return self.c.size
 
 
-def code_type(fmt: str) -> type[np.unsignedinteger]:
+def code_type(fmt: str) -> Any:
     """Unsigned type of a format's codes."""
     bytes_ = 4 if fmt == "float32" else ELEMENT_BYTES[fmt]
     return {1: np.uint8, 2: np.uint16, 4: np.uint32}[bytes_]
@@ -80,7 +81,7 @@ def encode(values: np.ndarray | float, fmt: str) -> np.ndarray:
             raise ValueError(f"{fmt} does not hold {wanted}")
         return np.array([f[0] for f in found], np.uint8).reshape(wanted.shape)
     if fmt == "float16":
-        codes = wanted.astype(np.float16).view(np.uint16)
+        codes: np.ndarray = wanted.astype(np.float16).view(np.uint16)
     else:
         codes = wanted.astype(np.float32).view(np.uint32)
         codes = codes >> 16 if fmt == "bfloat16" else codes

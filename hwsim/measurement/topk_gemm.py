@@ -140,10 +140,10 @@ def _unified(case: Case, layer: Layer) -> Prepared:
             gemm(layer.g.t(), layer.x, layer.dw, tf32, gather_m=chosen, scatter_m=True)
             return layer.dx, layer.dw
 
-        call = by_torch if case.kernel == "torch" else by_triton
+        whole = by_torch if case.kernel == "torch" else by_triton
         traffic = select_bytes + input_bytes + weight_bytes + out * inputs * size
         launches = 4 if case.kernel == "triton" else 0
-        return Prepared(call, _check_backward(case, layer, call, wide_index), 2 * small_flops, traffic, launches)
+        return Prepared(whole, _check_backward(case, layer, whole, wide_index), 2 * small_flops, traffic, launches)
 
     if case.operation == "select_batch":
         if case.kernel == "torch":
@@ -183,6 +183,7 @@ def _unified(case: Case, layer: Layer) -> Prepared:
             launches=2,
         )
 
+    call: Callable[[], object]
     if case.operation == "grad_input":
         a, b, result, traffic = g_kept, weight_kept, layer.dx, input_bytes
         call = lambda: torch.mm(g_kept, weight_kept, out=layer.dx)  # noqa: E731

@@ -9,6 +9,7 @@ the optimizer. The weights hardly move (second moments start at 1), so every tim
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -85,7 +86,7 @@ class Network:
                 layer.chosen = torch_select(g, layer.kept)
                 part, weight = g.index_select(1, layer.chosen), weight.index_select(0, layer.chosen)
             product = torch.mm(part.t(), layer.input)
-            if layer.kept and not self.rows_only:
+            if layer.chosen is not None and not self.rows_only:
                 layer.dw.zero_().index_copy_(0, layer.chosen, product.float())
             else:
                 layer.dw.copy_(product)
@@ -132,7 +133,7 @@ def prepare(case: Case, device: torch.device) -> Prepared:
     return Prepared(call, lambda: check(network, network.step), *work(network), graph=False, wall=True)
 
 
-def check(network: Network, step) -> Check:
+def check(network: Network, step: Callable[[], object]) -> Check:
     """Run `step` and compare every weight gradient and first moment with float64, for the positions that it kept."""
     wide = [layer.narrow.double() for layer in network.layers]
     biases = [layer.bias.double() for layer in network.layers]

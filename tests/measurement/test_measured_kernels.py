@@ -98,6 +98,8 @@ SMALL = [
         for gemm in ("output", "grad_input", "grad_weight")
     ],
     make("launch", "empty", "torch", "uint8", "t", n=1),
+    make("emulation", "quantize_stochastic", "triton", "float8_e4m3fn", "t", n=8192),
+    make("emulation", "matmul_mac", "triton", "bfloat16", "t", m=6, n=8, k=256),
 ]
 
 

@@ -114,7 +114,7 @@ def cast_tensor(
     if out is None:
         return result
     out.copy_(result)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def raise_first(values: np.ndarray, cast: Cast, stream: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
-from hwsim.arithmetic.number import FloatingPoint, NumberFormat
+from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
@@ -26,6 +26,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import (
     general_recipe,
     plan,
 )
+from hwsim.kernels.numba_cpu.matmul_tile import look_vectors, read32, write_whole
 from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import pool, threads
 from hwsim.kernels.reference.matmul import Stage, result_cast, stage_stream
@@ -67,6 +68,13 @@ def as_float64(x: Matrix) -> Matrix:
     return matrix(_array(x.keep).astype(np.float64, order="K"))
 
 
+def canonical(x: Matrix) -> Matrix:
+    """Return a copy whose NaN are canonical: rounding by integer steps could carry out of others."""
+    array = _array(x.keep).copy()
+    array[np.isnan(array)] = np.nan
+    return matrix(array)
+
+
 def multiply(
     a: Any, b: Any, mac: MacSpec, out: np.ndarray, start: np.ndarray | None, bias: np.ndarray | None,
     formats: tuple[NumberFormat | None, NumberFormat | None], stream: int, k_positions: np.ndarray | None,
@@ -94,9 +102,17 @@ def multiply(
         return
     a_facts = facts(left) if formats[0] is None else facts_of_format(formats[0])
     b_facts = facts(right) if formats[1] is None else facts_of_format(formats[1])
+    if a_facts.special or b_facts.special:
+        left, right = canonical(left), canonical(right)
+        a, b = left.keep, right.keep
+    # a format may hold infinities and NaN; they are looked for only if a NaN comes out, since none of the rules but
+    # "clamped" can lose one
+    unsure = [f for f in formats if f is not None and (f.has_nan or f.infinities or isinstance(f, BlockScaled))]
     start_facts, negative_zero = NOTHING, False
     if start is not None:
         start_facts, negative_zero = facts_of_start(start)
+    if unsure and (isinstance(mac.order, Exact | Pairwise) or isinstance(mac.product, ProductTable)):
+        a_facts, b_facts = facts(left), facts(right)
     if isinstance(mac.order, Exact):
         _exact(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, indices)
         _finish(out, mac, start, bias, k, stream, indices)
@@ -106,7 +122,14 @@ def multiply(
         _finish(out, mac, start, bias, k, stream, indices)
         return
     chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
-    run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+    nans = 1
+    if not (unsure and chosen.recipe.rule == "clamped"):
+        nans = run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+    if nans and unsure:
+        a_facts, b_facts = facts(left), facts(right)
+        left, right = canonical(left), canonical(right)
+        chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
+        run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
     _finish(out, mac, start, bias, k, stream, indices)
 
 
@@ -229,8 +252,8 @@ def run(
     k_positions: np.ndarray | None,
     indices: np.ndarray | None,
     workers: int,
-) -> None:
-    """Run a plan."""
+) -> int:
+    """Run a plan; return how many results are NaN."""
     bits = chosen.recipe.bits
     k_table, n_table = _BLANK, _BLANK
     patches = isinstance(right, Patches)
@@ -257,8 +280,8 @@ def run(
     first = (0, 0, 0) if start is None else (start.__array_interface__["data"][0], *start.strides)
     outer_block = chosen.blocks if chosen.outer_block is None else chosen.outer_block
 
-    def share(begin: int, end: int) -> None:
-        function(
+    def share(begin: int, end: int) -> int:
+        return function(  # type: ignore[no-any-return]
             left.address, left.row, left.column, right.address, right.row, right.column, *first,
             out.__array_interface__["data"][0], out.strides[0], begin, end, n, k, chunk,
             chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,
@@ -267,10 +290,9 @@ def run(
         )  # fmt: skip
 
     if workers < 2 or m < 8 or m * n * k < THREADED_WORK:
-        share(0, m)
-        return
+        return share(0, m)
     step = (-(-m // workers) + 3) // 4 * 4
-    list(pool(workers).map(lambda begin: share(begin, min(begin + step, m)), range(0, m, step)))
+    return sum(pool(workers).map(lambda begin: share(begin, min(begin + step, m)), range(0, m, step)))
 
 
 def keys_of(stream: int, positions: np.ndarray) -> np.ndarray:
@@ -299,52 +321,49 @@ def facts(x: Matrix) -> Facts:
     """Find out what is true of all values of an operand (one pass)."""
     if x.bits == 64:
         return facts_of_doubles(_array(x.keep))
-    found = np.empty(4, np.int64)
-    array = _array(x.keep)
-    if abs(x.row) < abs(x.column):  # walk along memory
-        array = array.T
-    _look(array, found)
-    return _named(found)
-
-
-def _named(found: np.ndarray) -> Facts:
-    trailing, lowest, highest, special = (int(v) for v in found)
+    found = np.empty(5, np.int64)
+    across = abs(x.row) < abs(x.column)  # walk along memory
+    look(*((x.address, x.columns, x.rows, x.column, x.row) if across else x[:5]), found.ctypes.data)
+    trailing, lowest, highest, special = (int(v) for v in found[:4])
     if highest < 0:  # nothing but zeros
         return Facts(1, NOTHING.lsb, NOTHING.top, bool(special))
     return Facts(24 - trailing, lowest - 150, highest - 126, bool(special))
 
 
 @compiled
-def _look(x, found):  # type: ignore[no-untyped-def]
-    """Find the fewest trailing zeros of a significand, the lowest last bit, the highest exponent, and infinities.
+def look(address, rows, columns, row, column, found):  # type: ignore[no-untyped-def]
+    """Look at every float32 of a matrix; write to `found` (see `look_vector`).
 
-    Exponents are biased; the last bit of x stands at 2**(lowest - 150).
+    found: fewest trailing zeros of a significand; lowest last bit (2**(lowest - 150)); highest biased exponent (-1 if
+    all are zero); whether there are infinities or NaN.
     """
-    all_bits = np.int32(0)
-    lowest = np.int32(1000)
-    highest = np.int32(-1)
-    special = np.int32(0)
-    for i in range(x.shape[0]):
-        row = x[i]
-        for j in range(row.shape[0]):
-            code = np.int32(np.float32(row[j]).view(np.int32) & np.int32(0x7FFFFFFF))
-            exponent = np.int32(code >> np.int32(23))
-            normal = np.int32(exponent != 0)
-            significand = np.int32((code & np.int32(0x7FFFFF)) | np.int32(normal << np.int32(23)))
-            exponent = np.int32(exponent + np.int32(1) - normal)
-            last = np.int32(significand & np.int32(-significand))
-            # a power of two up to 2**23 as a float: its exponent field says which one
-            place = np.int32(np.int32(np.float32(last).view(np.int32) >> np.int32(23)) - np.int32(127))
-            there = code != 0
-            all_bits |= significand
-            if there:
-                lowest = min(lowest, np.int32(exponent + place))
-                highest = max(highest, exponent)
-            special |= np.int32(code >= np.int32(0x7F800000))
+    state = np.empty(3 * 16, np.int32)
+    at = state.ctypes.data
+    state[:16] = 0  # bits of all significands
+    state[16:32] = -1  # as u32: lowest last bit, minus 1
+    state[32:48] = 0  # highest magnitude
+    line = np.zeros(16, np.float32)
+    for i in range(rows):
+        start = address + i * row
+        whole = columns // 16 * 16 if column == 4 else 0
+        look_vectors(at, start, whole // 16)
+        for begin in range(whole, columns, 16):
+            line[:] = 0
+            for j in range(min(16, columns - begin)):
+                line[j] = read32(start + (begin + j) * column)
+            look_vectors(at, line.ctypes.data, 1)
+    bits, low, high = np.int64(0), np.int64(0xFFFFFFFF), np.int64(0)
+    for j in range(16):
+        bits |= np.int64(state[j])
+        low = min(low, np.int64(np.uint32(state[16 + j])))
+        high = max(high, np.int64(state[32 + j]))
     trailing = 0
-    while trailing < 23 and not (all_bits >> trailing) & 1:
+    while trailing < 23 and not (bits >> trailing) & 1:
         trailing += 1
-    found[0], found[1], found[2], found[3] = trailing, lowest, highest, special
+    write_whole(found, trailing)
+    write_whole(found + 8, ((low + 1) >> 23) - 127)
+    write_whole(found + 16, (high >> 23) if high else -1)
+    write_whole(found + 24, np.int64(high >= 0x7F800000))
 
 
 def facts_of_doubles(x: np.ndarray) -> Facts:

@@ -29,13 +29,14 @@ from hwsim.kernels.numba_cpu.revision import REVISION
 
 ROWS = 4  # rows of a full tile
 VECTORS = 4  # vectors of a full tile: 64 columns of float32
+NARROW = 16  # columns of the tile for a narrow rest
 PACK_ROWS = 24  # fewer rows than this do not repay copying a b whose columns are contiguous already
 
 set_processor_mode = types.ExternalFunction("fesetround", types.int32(types.int32))
 
 
 @cache
-def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..., None]:
+def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..., int]:
     """Return the compiled GEMM of a recipe; results are stored as float32 or float64 (`store_bits`).
 
     With `outer`, chunks of k are summed from 0 by `recipe` and join an outer float64 sum by `outer`.
@@ -47,14 +48,16 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
     With `k_table` and `n_table` (addresses of i64 byte offsets, 0 for none), b's element (k, n) stands at
     b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole. `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
     `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
+    It returns how many results are NaN.
     """
     return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, REVISION)
 
 
-def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revision: str) -> Callable[..., None]:
+def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revision: str) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
     wide = VECTORS * lanes
+    narrow_vectors = NARROW // lanes
     chunked = outer != ""
 
     @compiled
@@ -63,6 +66,7 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
         mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table,
     ):  # fmt: skip
         _ = revision
+        nans = 0
         state_array = np.empty(states * ROWS * wide * size + 64, np.uint8)
         state = (state_array.ctypes.data + 63) // 64 * 64
         total_array = np.empty((ROWS * wide * 8 if chunked else 0) + 64, np.uint8)
@@ -76,7 +80,7 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
             set_processor_mode(np.int32(mode))
         for first in range(0, n, wide):
             columns = min(wide, n - first)
-            width = lanes if columns <= lanes else wide
+            width = NARROW if columns <= NARROW else wide
             panel = b + first * b_n
             panel_k = b_k
             if k_table != 0:
@@ -103,11 +107,11 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
                     if chunked:
                         _clear(bits, state, 0, states * rows * width)
                     at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * begin
-                    if width == lanes:
+                    if width == NARROW:
                         if rows == ROWS:
-                            tile(text, ROWS, 1, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                            tile(text, ROWS, narrow_vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
                         else:
-                            tile(text, 1, 1, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                            tile(text, 1, narrow_vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
                     elif rows == ROWS:
                         tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
                     else:
@@ -121,14 +125,14 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
                         if outer_mode != mode:
                             set_processor_mode(np.int32(mode))
                 if chunked:
-                    _store(64, store_bits, total, out, out_row, row, first, rows, columns, width)
+                    nans += _store(64, store_bits, total, out, out_row, row, first, rows, columns, width)
                 else:
-                    _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width)
+                    nans += _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width)
                 row += rows
         if mode != 0:
             set_processor_mode(np.int32(0))
         # the arrays must live until here: above, only their addresses are used
-        return state_array[0] + total_array[0] + panel_array[0] + places[0]
+        return nans + 0 * (state_array.size + total_array.size + panel_array.size + places.size)
 
     return multiply
 
@@ -227,10 +231,13 @@ def _load(bits, start, start_row, start_n, state, row, first, rows, columns, wid
 
 @compiled
 def _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
-    """Write a tile's results; every NaN becomes the canonical one."""
+    """Write a tile's results, every NaN as the canonical one; return how many there are."""
+    nans = 0
     for r in range(rows):
         for j in range(columns):
             value = _read(bits, state + (r * width + j) * (bits // 8))
             if value != value:
                 value = np.nan
+                nans += 1
             _write(store_bits, out + (row + r) * out_row + (first + j) * (store_bits // 8), value)
+    return nans

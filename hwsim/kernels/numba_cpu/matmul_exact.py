@@ -54,7 +54,7 @@ def exact_sums(
 
 
 def _blas(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    import torch  # noqa: PLC0415 (its BLAS is threaded by torch's own settings)
+    import torch
 
     result: Any = torch.from_numpy(left) @ torch.from_numpy(right)
     return result.numpy() + 0.0  # no negative zeros

@@ -50,16 +50,13 @@ class Facts(NamedTuple):
 
 @cache
 def facts_of_format(fmt: NumberFormat) -> Facts:
-    """Return what a format alone tells; formats with infinities or NaN are taken to hold some."""
+    """Return what a format alone tells, infinities and NaN left aside."""
     if isinstance(fmt, FloatingPoint):
-        return Facts(
-            fmt.precision, fmt.smallest_exponent, fmt.emax + 1, fmt.has_nan or fmt.infinities,
-            carrier_of(fmt) == "float64",
-        )  # fmt: skip
+        return Facts(fmt.precision, fmt.smallest_exponent, fmt.emax + 1, False, carrier_of(fmt) == "float64")
     if isinstance(fmt, FixedPoint):
         top = fmt.bits - fmt.signed - fmt.fraction_bits + 1
         return Facts(fmt.bits, -fmt.fraction_bits, top, False, carrier_of(fmt) == "float64")
-    return Facts(24, -149, 128, True)
+    return Facts(24, -149, 128)
 
 
 NOTHING = Facts(1, 2000, -2000)  # all zero: a multiple of anything

@@ -72,7 +72,7 @@ def multiply(
 
 
 def _codes(x: np.ndarray, fmt: Any) -> np.ndarray:
-    from hwsim.kernels.codes import encode  # noqa: PLC0415
+    from hwsim.kernels.codes import encode
 
     return np.ascontiguousarray(encode(np.ascontiguousarray(x), fmt)).astype(np.int32)
 

@@ -246,7 +246,7 @@ def _address_intrinsic(kind: Any, number: Any) -> tuple[Any, Any]:
 
 
 read32, write32 = _address_intrinsic(ir.FloatType(), types.float32)
-read_whole, _ = _address_intrinsic(INT64, types.int64)
+read_whole, write_whole = _address_intrinsic(INT64, types.int64)
 read64, write64 = _address_intrinsic(ir.DoubleType(), types.float64)
 
 
@@ -367,3 +367,56 @@ def random_word(b: ir.IRBuilder, index: Any, key: Any) -> Any:
     x = b.mul(b.xor(x, b.lshr(x, whole(16))), whole(M1))
     x = b.mul(b.xor(b.xor(x, b.lshr(x, whole(15))), key[1]), whole(M2))
     return b.xor(x, b.lshr(x, whole(15)))
+
+
+@intrinsic
+def look_vectors(_typing, state, address, count):  # type: ignore[no-untyped-def]
+    """Take `count` vectors of 16 float32 into three running vectors of integers at `state`.
+
+    They are: the union of all significands' bits; the lowest last bit, as the code of the power of two 2**23 times
+    the last bit's place, minus 1, unsigned (zeros count as the highest); the highest magnitude's code.
+    """
+
+    def generate(context: Any, b: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        state, address, count = values
+        lanes = Lanes(b, 32)
+        places = [b.add(state, INT64(64 * i)) for i in range(3)]
+        start = [lanes.bits_of(lanes.load(place)) for place in places]
+        before, body, after = b.block, b.append_basic_block("look"), b.append_basic_block("look_end")
+        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
+        b.position_at_end(body)
+        i = b.phi(INT64)
+        held = [b.phi(lanes.integers) for _ in places]
+        i.add_incoming(INT64(0), before)
+        for phi, value in zip(held, start, strict=True):
+            phi.add_incoming(value, before)
+        x = lanes.bits_of(lanes.load(b.add(address, b.mul(i, INT64(64)))))
+        code = b.and_(x, lanes.whole(0x7FFFFFFF))
+        exponent = b.and_(code, lanes.whole(0x7F800000))
+        # a subnormal gets a hidden bit it does not have, which only makes the answer more cautious
+        significand = b.or_(b.and_(code, lanes.whole(0x7FFFFF)), lanes.whole(0x800000))
+        last = b.and_(significand, b.neg(significand))
+        last_place = b.add(lanes.bits_of(b.sitofp(last, lanes.floats)), exponent)
+        zero = b.icmp_signed("==", code, lanes.whole(0))
+        last_place = b.select(zero, lanes.whole(-1), b.sub(last_place, lanes.whole(1)))
+        significand = b.select(zero, lanes.whole(0), significand)
+        new = [
+            b.or_(held[0], significand),
+            b.select(b.icmp_unsigned("<", last_place, held[1]), last_place, held[1]),
+            b.select(b.icmp_signed(">", code, held[2]), code, held[2]),
+        ]
+        following = b.add(i, INT64(1))
+        i.add_incoming(following, b.block)
+        for phi, value in zip(held, new, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_signed("<", following, count), body, after)
+        b.position_at_end(after)
+        results = [b.phi(lanes.integers) for _ in places]
+        for result, first, value in zip(results, start, new, strict=True):
+            result.add_incoming(first, before)
+            result.add_incoming(value, body)
+        for place, result in zip(places, results, strict=True):
+            lanes.store(result, place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate

@@ -15,7 +15,6 @@ from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.random_bits import M1, M2, key
 
 
-
 def select(
     g: np.ndarray, kept: int, over_batch: bool, random: bool, stream: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -13,6 +13,7 @@ candidates at once, the lowering asks for one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -166,6 +167,19 @@ def array_ticks(
     return busy, rounds * _larger(stream, swap) + load + edge
 
 
+def list_ticks(arrays: Arrays, work: GemmWork, lengths: Sequence[int], columns: int) -> tuple[int, int]:
+    """`array_ticks`, output stationary, where groups of array rows walk lists of these lengths past `columns` columns."""
+    depth, step = unit_depth(arrays, work.rate)
+    streams = [ceil_div(max(1, length), depth) * step for length in lengths]
+    folds = ceil_div(columns, arrays.cols)
+    edge = ((arrays.rows + arrays.cols - 2 if arrays.skewed else 0) + arrays.pipeline_cycles) * TICKS
+    busy = ceil_div(folds * sum(streams), arrays.count)
+    if arrays.folds == "separate":
+        return busy, ceil_div(folds * sum(stream + edge for stream in streams), arrays.count)
+    swap = arrays.rows * TICKS
+    return busy, ceil_div(folds * sum(max(stream, swap) for stream in streams), arrays.count) + edge
+
+
 def feed_bits(arrays: Arrays, work: GemmWork, dataflow: str, m: Integers, n: Integers, k: Integers) -> Integers:
     """Bits x 256 that the arrays read from and write to the innermost memory for a tile, first sums only written.
 
@@ -296,7 +310,7 @@ class SearchPrices:
 
 
 def search(
-    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 3
+    work: GemmWork, machine: Accelerator, room: int, prices: SearchPrices | None = None, best: int = 2
 ) -> list[Ranked]:
     """The `best` tiles with their best order and keeping, by a closed-form estimate; ties go to the first candidate.
 

@@ -26,6 +26,10 @@ from hwsim.workload import Gemm, Op
 WORTH_TRYING = 1.1
 
 
+# Row groups that walk lists are passed in about so many buffers for each slab of the other operand.
+PASSES_A_SLAB = 64
+
+
 class Mapped(NamedTuple):
     """A GEMM with its mapping: the passes, and their ticks alone on an idle machine."""
 
@@ -205,12 +209,16 @@ def rows_nodes(op: Op, kept: Kept, work: GemmWork, mapper: Mapper, room: int) ->
         for length, count in zip(lengths, values, strict=True)
     ]
     how = "row_skipping" if own else "tile_union"
-    smallest = min(work.n, machine.arrays.cols)
-    slabs = {min(work.n, smallest << power) for power in range(12)}
-    fitting = [columns for columns in sorted(slabs) if work.b.bytes_of(work.k * columns) <= room // 2] or [smallest]
-    candidates = [(mapper.lowering.rows_skipped(work, groups, columns), columns) for columns in fitting]
-    nodes, columns = min(candidates, key=lambda item: mapper.nodes_alone(item[0]))
-    return nodes, f"{how} output_stationary rows={rows} columns={columns}"
+    # Results of the row groups in flight take a quarter of the room, the slab of operand b half of it.
+    group_bytes = ceil_div(rows * work.n * work.sum_bits, 8) * machine.scratchpad.buffers
+    together = max(1, min(ceil_div(len(groups), PASSES_A_SLAB), room // (4 * group_bytes)))
+    narrowest = min(work.n, machine.arrays.cols)
+    widest = narrowest
+    while widest < work.n and work.b.bytes_of(work.k * min(work.n, 2 * widest)) <= room // 2:
+        widest = min(work.n, 2 * widest)
+    tried = {columns: mapper.lowering.rows_skipped(work, groups, columns, together) for columns in (narrowest, widest)}
+    columns, nodes = min(tried.items(), key=lambda item: mapper.nodes_alone(item[1]))
+    return nodes, f"{how} output_stationary rows={rows}x{together} columns={columns}"
 
 
 def accumulation_order(machine: Accelerator, work: GemmWork, mapping: mappings.Mapping) -> str:

@@ -16,6 +16,7 @@ from hwsim.hardware.mapping import (
     array_ticks,
     ceil_div,
     feed_bits,
+    list_ticks,
     tile_bytes,
     unit_depth,
 )
@@ -165,20 +166,23 @@ class Lowering:
         read += 0 if at["k"].first else again
         feed = (read // 2048, written // 2048)
         results = m * n if at["k"].last else 0
-        return self.tile_pass(work, mapping.dataflow, (m, n, k), load, store, feed, results)
+        ticks = array_ticks(self.machine.arrays, work, mapping.dataflow, m, n, k)
+        return self.tile_pass(work, ticks, load, store, feed, results)
 
     def tile_pass(
         self,
         work: GemmWork,
-        dataflow: str,
-        tile: tuple[int, int, int],
+        ticks: tuple[int, int],
         load: Stream,
         store: Stream,
         feed: tuple[int, int],
         results: int,
     ) -> Pass:
-        """One tile on the arrays; the innermost memory, or the vector unit behind them, may be too slow for them."""
-        busy, compute = array_ticks(self.machine.arrays, work, dataflow, *tile)
+        """One tile on the arrays, which takes `ticks` (fed, in all) of them.
+
+        The innermost memory, or the vector unit behind the arrays, may be too slow for them.
+        """
+        busy, compute = ticks
         port = ticks_at(sum(feed), self._inner_rate)
         vector = ceil_div(results * work.epilogue.numerator, work.epilogue.denominator)
         latency = self.machine.scratchpad.latency_cycles * TICKS_PER_CYCLE
@@ -262,32 +266,35 @@ class Lowering:
             nodes += repeat(count, (one,))
         return nodes
 
-    def rows_skipped(self, work: GemmWork, groups: Sequence[RowGroup], columns: int) -> Nodes:
+    def rows_skipped(self, work: GemmWork, groups: Sequence[RowGroup], columns: int, together: int) -> Nodes:
         """An output-stationary GEMM whose groups of array rows walk lists of their own.
 
-        Operand b comes a slab of `columns` at a time, which stays while all row groups pass.
+        Operand b comes a slab of `columns` at a time, which stays while all row groups pass, `together` of them a pass.
         """
         nodes: Nodes = ()
         for segment in _segments(work.n, columns):
-            nodes += repeat(segment.turns, tuple(self._slab(work, groups, segment.size)))
+            nodes += repeat(segment.turns, tuple(self._slab(work, groups, segment.size, together)))
         return repeat(work.groups, nodes)
 
-    def _slab(self, work: GemmWork, groups: Sequence[RowGroup], columns: int) -> Iterator[Pass]:
+    def _slab(self, work: GemmWork, groups: Sequence[RowGroup], columns: int, together: int) -> Iterator[Pass]:
         arrays, burst = self.machine.arrays, self.machine.dram.burst_bytes
         load = self._operand(work, "b", (work.m, columns, work.k))
-        for number, group in enumerate(groups):
-            rows = min(arrays.rows, work.m - number * arrays.rows)
+        for start in range(0, len(groups), together):
+            part = groups[start : start + together]
+            rows = min(len(part) * arrays.rows, work.m - start * arrays.rows)
+            size = sum(group.bytes for group in part)
             if not work.a.on_chip:
-                load += Stream(ceil_div(group.bytes, burst) * burst, group.bytes, group.bytes)
+                load += Stream(ceil_div(size, burst) * burst, size, size)
             elif self.two_levels:
-                load += Stream(0, group.bytes, 0)
+                load += Stream(0, size, 0)
+            values, fetched = sum(group.values for group in part), sum(group.fetched for group in part)
             folds = ceil_div(columns, arrays.cols)
-            read = (group.values * folds * work.a.bits + group.fetched * columns * work.b.bits) // 2048
+            read = (values * folds * work.a.bits + fetched * columns * work.b.bits) // 2048
             written = ceil_div(rows * columns * work.sum_bits, 8)
             store = self._operand(work, "c", (rows, columns, work.k))
-            tile = (rows, columns, max(1, group.length))
-            yield self.tile_pass(work, "output_stationary", tile, load, store, (read, written), rows * columns)
-            load = Stream()
+            ticks = list_ticks(arrays, work, [group.length for group in part], columns)
+            yield self.tile_pass(work, ticks, load, store, (read, written), rows * columns)
+            load = NOTHING
 
 
 def _segments(extent: int, tile: int) -> list[_Segment]:

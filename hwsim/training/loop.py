@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from hwsim.workload_file import load_workload, save_workload
 EVALUATION_BATCH = 500
 CHECKPOINT_SECONDS = 120.0
 PROGRESS_STEPS = 64
+SMALL_STEP = 2**28  # products of a network's linear layers in one pass over a batch
 
 Progress = Callable[[float, str], None]
 """Called with the share of training done, and a note such as the epoch's dev accuracy."""
@@ -77,10 +79,11 @@ def train(
     run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress)
     if initialize:
         draw_initial_weights(model, seed)
-    run.start()
-    if resume:
-        run.restore()
-    return run.finish()
+    with _torch_threads(1 if _is_small(model, run.recipe) else torch.get_num_threads()):
+        run.start()
+        if resume:
+            run.restore()
+        return run.finish()
 
 
 @dataclass
@@ -355,6 +358,23 @@ def _spread(count: int, epochs: int, steps_per_epoch: int, full_steps: int) -> t
     numbers = sorted({round(index * last / max(1, count - 1)) for index in range(count)})
     partial = full_steps < steps_per_epoch
     return tuple(n - 1 if partial and n % steps_per_epoch == full_steps and n > 0 else n for n in numbers)
+
+
+def _is_small(model: nn.Module, recipe: Recipe) -> bool:
+    """Return whether a step is so short that torch's threads would spend it waiting for each other."""
+    products = recipe.batch * sum(p.numel() for p in model.parameters())
+    return products < SMALL_STEP and not any(isinstance(m, nn.Conv1d | nn.Conv2d) for m in model.modules())
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Within it, torch computes with this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:

@@ -22,7 +22,7 @@ lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/mypy
 
 exhaustive: $(VENV)/installed-dev  ## every code point of every small format
-	$(BIN)/python tests/arithmetic/exhaustive.py
+	$(BIN)/python tests/kernels/exhaustive.py
 
 venv: $(VENV)/installed
 dev: $(VENV)/installed-dev

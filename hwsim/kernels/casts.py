@@ -102,8 +102,8 @@ def cast_numpy(
     else:
         from hwsim.kernels.numba_cpu.quantize import cast_into
 
-        lost_nan = cast_into(np.ascontiguousarray(values).reshape(-1), target.reshape(-1), cast, stream)
-        if lost_nan and cast.nan is NanRule.ERROR:
+        found_nan = cast_into(np.ascontiguousarray(values).reshape(-1), target.reshape(-1), cast, stream)
+        if found_nan and not fmt.has_nan and cast.nan is NanRule.ERROR:
             raise nan_not_held(cast)
     if cast.overflow is Overflow.ERROR:
         check_overflow(values, target, cast, stream)

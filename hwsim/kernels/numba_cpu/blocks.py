@@ -108,14 +108,14 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
     assert isinstance(fmt, BlockScaled)
     element = Cast(fmt.element, cast.rounding, Overflow.SATURATE)
     parameters_of = rounding.float_parameters if isinstance(fmt.element, FloatingPoint) else rounding.fixed_parameters
-    mode, keeps_sign = rounding.mode_number(element), bool(fmt.element.negative_zero)
+    mode = rounding.mode_number(element)
     width = 32 if single else 64
     if fmt.scale_rule is ScaleRule.TWO_LEVEL:
         quick = single and contiguous and _quotients_fit_float32(element)
-        loop = (_quick_two_level_loop if quick else _two_level_loop)(mode, keeps_sign, fmt.block)
+        loop = (_quick_two_level_loop if quick else _two_level_loop)(mode, fmt.block)
         scale_format = rounding.float_parameters(Cast(fmt.scale, overflow="saturate"), 64)
         return loop, (parameters_of(element, 64), parameters_of(element, 32 if quick else 64), scale_format)
-    loop = (_row_loop if contiguous else _column_loop)(mode, keeps_sign, fmt.block, width)
+    loop = (_row_loop if contiguous else _column_loop)(mode, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
 
@@ -207,7 +207,7 @@ def _moved_float(p, e, largest):  # type: ignore[no-untyped-def]
         p.sign_bit, p.field_mask, p.fraction, p.infinity,
         typed_as(like, p.emin_bits + up), p.shift_bits, p.half_shift, p.inverse_bits,
         float_of(typed_as(like, over + typed_as(like, 2 << p.fraction))),
-        largest, over, over, p.over_sign, over, p.beyond_sign, p.below_bits, p.nan_bits,
+        largest, over, over, p.over_sign, over, p.beyond_sign, p.below_bits, p.nan_bits, p.zero_sign,
         typed_as(like, (p.parity + e) & 1), p.cut, p.random_bits,
     )  # fmt: skip
 
@@ -219,13 +219,13 @@ def _power(like, e, rule):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def _round_scaled_float(value, e, mode, keeps_sign, p, rule, word):  # type: ignore[no-untyped-def]
+def _round_scaled_float(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
     unit = _power(bits_of(value), e, rule)
-    return rounding.round_float(value, mode, True, keeps_sign, _moved_float(p, e, p.largest * unit), word)
+    return rounding.round_float(value, mode, True, _moved_float(p, e, p.largest * unit), word)
 
 
 @numba.njit
-def _round_scaled_fixed(value, e, mode, keeps_sign, p, rule, word):  # type: ignore[no-untyped-def]
+def _round_scaled_fixed(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
     unit, inverse = _power(bits_of(value), e, rule), _power(bits_of(value), -e, rule)
     lowest = p.lowest * unit
     if lowest < -FLOAT32_LARGEST:  # this code would leave float32: the next one takes its place
@@ -237,31 +237,35 @@ def _round_scaled_fixed(value, e, mode, keeps_sign, p, rule, word):  # type: ign
     return rounding.round_fixed(value, mode, moved, word)
 
 
-def _round_scaled(value, e, mode, keeps_sign, p, rule, word):  # type: ignore[no-untyped-def]
+def _round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
     """Round a finite value into 2**e times the element format, saturating; the result is scaled already."""
     raise NotImplementedError("compiled code only: the type of p decides")
 
 
 @overload(_round_scaled)
-def _choose_round_scaled(value, e, mode, keeps_sign, p, rule, word):  # type: ignore[no-untyped-def]
+def _choose_round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
     chosen = _round_scaled_float if p.instance_class is FloatParameters else _round_scaled_fixed
 
-    def round_scaled(value, e, mode, keeps_sign, p, rule, word):  # type: ignore[no-untyped-def]
-        return chosen(value, e, mode, keeps_sign, p, rule, word)
+    def round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
+        return chosen(value, e, mode, p, rule, word)
 
     return round_scaled
 
 
-def _round_plain(value, mode, keeps_sign, p, word):  # type: ignore[no-untyped-def]
+def _round_plain(value, mode, p, word):  # type: ignore[no-untyped-def]
     """Round a value into the element format itself, saturating."""
     raise NotImplementedError("compiled code only: the type of p decides")
 
 
 @overload(_round_plain)
-def _choose_round_plain(value, mode, keeps_sign, p, word):  # type: ignore[no-untyped-def]
-    if p.instance_class is FloatParameters:
-        return lambda value, mode, keeps_sign, p, word: rounding.round_float(value, mode, True, keeps_sign, p, word)
-    return lambda value, mode, keeps_sign, p, word: rounding.round_fixed(value, mode, p, word)
+def _choose_round_plain(value, mode, p, word):  # type: ignore[no-untyped-def]
+    def round_plain_float(value, mode, p, word):  # type: ignore[no-untyped-def]
+        return rounding.round_float(value, mode, True, p, word)
+
+    def round_plain_fixed(value, mode, p, word):  # type: ignore[no-untyped-def]
+        return rounding.round_fixed(value, mode, p, word)
+
+    return round_plain_float if p.instance_class is FloatParameters else round_plain_fixed
 
 
 @numba.njit
@@ -271,7 +275,7 @@ def _word(index, keys):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def _exact_block(x, out, scales, o, b, i, block, mode, keeps_sign, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
+def _exact_block(x, out, scales, o, b, i, block, mode, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block in float64: the way that is right for every input. Blocks run along axis 1."""
     _, n, inner = x.shape
     first, last = b * block, min((b + 1) * block, n)
@@ -296,7 +300,7 @@ def _exact_block(x, out, scales, o, b, i, block, mode, keeps_sign, p, rule, satu
         elif value == -np.inf:
             value = -FLOAT32_LARGEST
         word = _word((o * n + j) * inner + i, keys) if mode == rounding.STOCHASTIC else uint32(0)
-        out[o, j, i] = _round_scaled(value, e, mode, keeps_sign, p, rule, word)
+        out[o, j, i] = _round_scaled(value, e, mode, p, rule, word)
 
 
 def _lanes(block: int) -> int:
@@ -320,7 +324,7 @@ def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _row_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
+def _row_loop(mode: int, block: int, width: int) -> Any:
     """Return the loop for blocks along a contiguous last axis: strips of whole blocks, then what is left of a row.
 
     Every element of a strip gets its block's exponent in a small array, so that the rounding loop knows no blocks.
@@ -359,24 +363,20 @@ def _row_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
                     word = uint32(0)
                     if stochastic:
                         word = rounding.random_word(uint32(uint32(base) + uint32(j)), low, high)
-                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, keeps_sign, p, rule, word)
+                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, p, rule, word)
                     store(flat_out, base + j, np.float32(value))
                 if not all_exact:
                     for b in range(first, last):
                         if scales[o, b, 0] == 0 or base >> 32 != (base + count) >> 32:
-                            _exact_block(
-                                x, out, scales, o, b, 0, block, mode, keeps_sign, exact_p, exact_rule, saturate, keys
-                            )
+                            _exact_block(x, out, scales, o, b, 0, block, mode, exact_p, exact_rule, saturate, keys)
             if n % block:
-                _exact_block(
-                    x, out, scales, o, blocks - 1, 0, block, mode, keeps_sign, exact_p, exact_rule, saturate, keys
-                )
+                _exact_block(x, out, scales, o, blocks - 1, 0, block, mode, exact_p, exact_rule, saturate, keys)
 
     return compiled(row_loop)
 
 
 @cache
-def _column_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
+def _column_loop(mode: int, block: int, width: int) -> Any:
     """Return the loop for blocks along another axis than the last: strips of columns side by side."""
     stochastic = mode == rounding.STOCHASTIC
     integer = np.int32 if width == 32 else np.int64
@@ -409,16 +409,14 @@ def _column_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
                             word = uint32(0)
                             if stochastic:
                                 word = rounding.random_word(uint32(uint32(row) + uint32(i)), low, high)
-                            value = _round_scaled(
-                                load(flat, row + i), load(exponents, i), mode, keeps_sign, p, rule, word
-                            )
+                            value = _round_scaled(load(flat, row + i), load(exponents, i), mode, p, rule, word)
                             store(flat_out, row + i, np.float32(value))
                     if not all_exact:
                         for i in range(left, left + count):
                             if scales[o, b, i] == 0 or begin >> 32 != end >> 32:
                                 _exact_block(
                                     x, out, scales, o, b, i, block,
-                                    mode, keeps_sign, exact_p, exact_rule, saturate, keys,
+                                    mode, exact_p, exact_rule, saturate, keys,
                                 )  # fmt: skip
 
     return compiled(column_loop)
@@ -428,9 +426,7 @@ def _column_loop(mode: int, keeps_sign: bool, block: int, width: int) -> Any:
 
 
 @numba.njit
-def _two_level_block(
-    flat, out, scales, o, b, i, place, gap, count, mode, keeps_sign, p, scale_p, second, saturate, keys
-):  # type: ignore[no-untyped-def]
+def _two_level_block(flat, out, scales, o, b, i, place, gap, count, mode, p, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block whose scale is itself rounded, in float64; its elements stand `gap` apart from `place` on."""
     amax = 0.0
     finite = True
@@ -453,19 +449,19 @@ def _two_level_block(
         value = FLOAT32_LARGEST if value == np.inf else value
         value = -FLOAT32_LARGEST if value == -np.inf else value
         word = _word(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
-        element = _round_plain(value / unit, mode, keeps_sign, p, word)
+        element = _round_plain(value / unit, mode, p, word)
         out[place + j * gap] = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)
 
 
 @numba.njit
 def _two_level_scale(amax, scale_p, second):  # type: ignore[no-untyped-def]
     wanted = amax / (second.element_largest * second.tensor_scale)
-    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, True, True, scale_p, uint32(0))
+    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, True, scale_p, uint32(0))
     return second.smallest_scale if scale == 0 else scale
 
 
 @cache
-def _two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
+def _two_level_loop(mode: int, block: int) -> Any:
     """Return the loop of formats whose block scales are themselves rounded (nvfp4), for any axis, rule and type."""
 
     def two_level_loop(x, out, scales, start, stop, p, narrow, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
@@ -476,14 +472,14 @@ def _two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
                 for i in range(inner):
                     _two_level_block(
                         flat, flat_out, scales, o, b, i, (o * n + b * block) * inner + i, inner,
-                        min(block, n - b * block), mode, keeps_sign, p, scale_p, second, saturate, keys,
+                        min(block, n - b * block), mode, p, scale_p, second, saturate, keys,
                     )  # fmt: skip
 
     return compiled(two_level_loop)
 
 
 @cache
-def _quick_two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
+def _quick_two_level_loop(mode: int, block: int) -> Any:
     """Return the same for float32 rows, blocks along the last axis and a round-to-nearest rule.
 
     The quotient is judged in float32 first, moved down and up by more than its error: where both round alike (nearly
@@ -527,15 +523,15 @@ def _quick_two_level_loop(mode: int, keeps_sign: bool, block: int) -> Any:
                         store(inverses, b * block + j, inverse)
                 for j in range(count):
                     quotient = load(flat, base + j) * load(inverses, j)
-                    low = rounding.round_float(quotient * less, mode, True, keeps_sign, narrow, uint32(0))
-                    high = rounding.round_float(quotient * more, mode, True, keeps_sign, narrow, uint32(0))
+                    low = rounding.round_float(quotient * less, mode, True, narrow, uint32(0))
+                    high = rounding.round_float(quotient * more, mode, True, narrow, uint32(0))
                     doubt |= low != high
                     store(flat_out, base + j, np.float32(np.float64(low) * load(units, j)))
                 if doubt:
                     for b in range(first, min(first + strip, blocks)):
                         _two_level_block(
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
-                            min(block, n - b * block), mode, keeps_sign, p, scale_p, second, saturate, keys,
+                            min(block, n - b * block), mode, p, scale_p, second, saturate, keys,
                         )  # fmt: skip
 
     return compiled(quick_two_level_loop)

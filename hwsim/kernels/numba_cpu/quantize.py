@@ -35,7 +35,7 @@ NARROW, ALIGNED, FIXED, WRAP = range(4)
 
 
 def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bool:
-    """Write the cast of x into out; return whether a NaN met a format without one (it became 0).
+    """Write the cast of x into out; return whether x held a NaN (it became 0 if the format has none).
 
     Args:
         x: float32 or float64, one-dimensional, contiguous.
@@ -48,9 +48,9 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bo
     """
     if isinstance(cast.format, FloatingPoint) and (not cast.format.zero or cast.format.precision == 53):
         out[...] = _cast_rare(x, cast, stream)
-        return False
+        return False  # both have a NaN
     parameters, loops = plan(cast, x.dtype == np.float32)
-    lost_nan = []
+    found_nan = []
 
     def run(start: int, stop: int) -> None:
         while start < stop:  # the upper half of the random counter is constant within one call
@@ -60,15 +60,15 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bo
             first, head = np.uint32(start % COUNTER_SPAN), start
             if out.itemsize * (end - start) >= STREAMING_BYTES and out.dtype == np.float32:
                 head = min(end, start + (-(out.ctypes.data + out.itemsize * start) % STREAM_ALIGNMENT) // out.itemsize)
-                lost_nan.append(loops[0](x[start:head], out[start:head], parameters, first, low, high))
+                found_nan.append(loops[0](x[start:head], out[start:head], parameters, first, low, high))
                 first = np.uint32(head % COUNTER_SPAN)
-                lost_nan.append(loops[1](x[head:end], out[head:end], parameters, first, low, high))
+                found_nan.append(loops[1](x[head:end], out[head:end], parameters, first, low, high))
             else:
-                lost_nan.append(loops[0](x[start:end], out[start:end], parameters, first, low, high))
+                found_nan.append(loops[0](x[start:end], out[start:end], parameters, first, low, high))
             start = end
 
     run_slices(run, x.size)
-    return any(lost_nan)
+    return any(found_nan)
 
 
 @lru_cache(maxsize=4096)
@@ -83,7 +83,7 @@ def plan(cast: Cast, single: bool) -> tuple[Any, tuple[Any, Any]]:
             mode = rounding.TOWARD_ZERO
     else:
         parameters = rounding.fixed_parameters(cast, width)
-    kind = (way, width, mode, bool(fmt.signed), bool(fmt.negative_zero), fmt.has_nan)
+    kind = (way, width, mode, bool(fmt.signed or way != NARROW))  # only that way looks at the sign
     return parameters, (loop(*kind, streaming=False), loop(*kind, streaming=True))
 
 
@@ -123,10 +123,10 @@ def _cast_rare(x: np.ndarray, cast: Cast, stream: int) -> np.ndarray:
 
 
 @cache
-def loop(way: int, width: int, mode: int, signed: bool, negative_zero: bool, has_nan: bool, streaming: bool) -> Any:
+def loop(way: int, width: int, mode: int, signed: bool, streaming: bool) -> Any:
     """Return the compiled loop of one way and rule: f(x, out, parameters, first counter, key low, key high).
 
-    It returns whether a NaN was lost, which only formats without NaN look for.
+    It returns whether there was a NaN.
     """
     work = numba.float32 if width == 32 else numba.float64
     stochastic = mode == rounding.STOCHASTIC
@@ -134,14 +134,13 @@ def loop(way: int, width: int, mode: int, signed: bool, negative_zero: bool, has
 
     def cast_loop(x, out, p, first, key_low, key_high):  # type: ignore[no-untyped-def]
         wide_vectors()
-        lost = False
+        any_nan = False
         for i in range(x.size):
             word = rounding.random_word(uint32(first + uint32(i)), key_low, key_high) if stochastic else uint32(0)
             value = work(x[i])
-            if not has_nan:
-                lost |= value != value
+            any_nan |= value != value
             if is_float:
-                result = rounding.round_float(value, mode, signed, negative_zero, p, word)
+                result = rounding.round_float(value, mode, signed, p, word)
             elif is_aligned:
                 result = rounding.round_aligned(value, mode, p, word)
             elif is_fixed:
@@ -152,6 +151,6 @@ def loop(way: int, width: int, mode: int, signed: bool, negative_zero: bool, has
                 store_streaming(out, i, numba.float32(result))
             else:
                 out[i] = result
-        return lost
+        return any_nan
 
     return compiled(cast_loop)

@@ -9,8 +9,8 @@ Three ways, all exact (compared with `hwsim.kernels.reference` on every code, ne
   pattern; plain integer arithmetic.
 * `round_fixed`: clamp, then the same trick with one C for all.
 
-Each works on float32 (fast) or float64 (everything), after the type of its argument. `mode`, `signed` and
-`negative_zero` are compile-time constants wherever these are called.
+Each works on float32 (fast) or float64 (everything), after the type of its argument. `mode` and `signed` are
+compile-time constants wherever these are called.
 """
 
 # Compiled code: `x != x` is the NaN test and `in` does not fold at compile time.
@@ -74,6 +74,7 @@ class FloatParameters(NamedTuple):
     beyond_sign: Any
     below_bits: Any  # unsigned formats: what a negative value becomes
     nan_bits: Any  # what NaN becomes
+    zero_sign: Any  # all ones if the format has -0
     parity: Any  # precision 1: C's exponent field + parity is odd where the format's exponent field is
     cut: Any  # aligned formats: low bits to drop
     random_bits: Any
@@ -129,6 +130,7 @@ def float_parameters(cast: Cast, width: int) -> FloatParameters:
         beyond_sign=integer(-1 if beyond == beyond else 0),
         below_bits=pattern(np.nan if native and fmt.has_nan else fmt.lowest),
         nan_bits=integer(quiet if fmt.has_nan else 0),
+        zero_sign=integer(-1 if fmt.negative_zero else 0),
         parity=integer((fmt.bias - bias - shift) & 1),
         cut=integer(shift),
         random_bits=integer(cast.rounding.random_bits),
@@ -176,7 +178,7 @@ def top_bits(word, like, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def round_float(x, mode, signed, negative_zero, p, word):  # type: ignore[no-untyped-def]
+def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
     """Round x into a float format; `word` is a uint32 that only stochastic rounding reads.
 
     float32 x: the format's steps must be normal float32 numbers with room above (see `numba_cpu.quantize`).
@@ -218,10 +220,8 @@ def round_float(x, mode, signed, negative_zero, p, word):  # type: ignore[no-unt
             noisy = typed_as(pattern, typed_as(pattern, scaled) + top_bits(word, pattern, p.random_bits))
             steps = typed_as(pattern, steps + shift_right(noisy, p.random_bits))
         t = float_of(steps) - big
-    if negative_zero:
-        result = typed_as(pattern, bits_of(t) | sign)
-    else:
-        result = typed_as(pattern, bits_of(t) | (sign if t != 0 else zero))
+    kept_sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
+    result = typed_as(pattern, bits_of(t) | kept_sign)
     result = _out_of_range(result, t > p.largest, magnitude == p.infinity, pattern, sign, mode, p)
     if not signed and pattern < zero and t != 0:
         result = p.below_bits

@@ -34,7 +34,7 @@ from hwsim.measurement.tensor_core_source import INSTRUCTIONS, STEP_BYTES, Instr
 from hwsim.measurement.tensor_core_vectors import Batch, ask, batches, code_type, decode, encode, questions
 
 SCHEMA = "tensor_core/1"
-DOTS = 1 << 20
+DOTS = 1 << 21
 STORED_DOTS = 256  # of each regime, for replay without a GPU
 LAYER = (64, 128, 64)  # batch, inputs, outputs: multiples of every tile and of every format's terms
 
@@ -315,8 +315,8 @@ def _examine(
     if emulate is None and chip_parameters(chip, instruction) is None:
         return finding | {"reason": f"hwsim has no MAC named {chip}.{instruction.id}"}, vectors
     try:
-        # The numpy model is some 50 times slower than the emulation kernels: fewer dots, which the finding then says.
-        asked = dots if emulate else dots // 8
+        # The numpy model is some 100 times slower than the emulation kernels: fewer dots, which the finding then says.
+        asked = dots if emulate else dots // 64
         found, stored = Examiner(
             instruction, chip, lambda batch: execute(program, instruction, batch), emulate
         ).examine(asked)

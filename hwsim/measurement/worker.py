@@ -74,7 +74,7 @@ def serve(say: Say, read_line: Callable[[], str], wanted: str) -> int:
         warm_up(1.0)
     known = {case.id: case for case in (cuda_cases() if kind == "cuda" else cpu_cases())}
     end = time.monotonic() + float(orders["seconds"])
-    for name in orders["cases"]:
+    for number, name in enumerate(orders["cases"]):
         if time.monotonic() > end:
             break
         say({"event": "start", "id": name})
@@ -84,10 +84,12 @@ def serve(say: Say, read_line: Callable[[], str], wanted: str) -> int:
         except Exception as error:  # whatever a case throws concerns that case alone
             say({"event": "failure", "id": name, "reason": describe_error(error)})
             error.__traceback__ = None  # its frames hold the case's tensors
+            gc.collect()
             if kind == "cuda" and not device_answers():
                 return 3  # the context is lost: the suite starts a fresh process
         finally:
-            gc.collect()
+            if number % 25 == 24:  # a full collection takes about as long as a small case
+                gc.collect()
             if kind == "cuda":
                 release_memory()
     say({"event": "done"})

@@ -168,7 +168,7 @@ def array_ticks(
 
 
 def list_ticks(arrays: Arrays, work: GemmWork, lengths: Sequence[int], columns: int) -> tuple[int, int]:
-    """`array_ticks`, output stationary, where groups of array rows walk lists of these lengths past `columns` columns."""
+    """`array_ticks`, output stationary, where groups of array rows walk lists of their own past `columns` columns."""
     depth, step = unit_depth(arrays, work.rate)
     streams = [ceil_div(max(1, length), depth) * step for length in lengths]
     folds = ceil_div(columns, arrays.cols)

@@ -19,6 +19,7 @@ from hwsim.simulation import recurrence
 from hwsim.simulation.gemm_work import Mapper
 from hwsim.simulation.pricing import Prices
 from hwsim.simulation.program import TICKS_PER_CYCLE, Counts, sum_counts, sum_ticks
+from hwsim.simulation.recompute import recompute_activations
 from hwsim.simulation.recurrence import JobTimes
 from hwsim.simulation.result import STALL_CAUSES, OpResult, SimulationResult, StepResult, Traffic
 from hwsim.simulation.schedule import schedule
@@ -39,6 +40,7 @@ def simulate(
     sparsity: Sparsity = "real",
     objective: Objective = "cycles",
     mapping: Pins = None,
+    activations: Literal["keep", "recompute"] = "keep",
 ) -> SimulationResult:
     """Run every recorded step of a workload on a machine.
 
@@ -50,13 +52,17 @@ def simulate(
             dense step but skips recorded zeros of the streamed operand; "dense" ignores selections.
         objective: what the mapping search makes small.
         mapping: a mapping for every GEMM, or by op id pattern; the search decides the rest.
+        activations: kept for the backward pass, or recomputed segment by segment.
 
     Raises:
         SpecError: a mapping or choice that cannot be read, or a GEMM that does not fit.
         UnsupportedError: the machine cannot multiply these formats.
     """
     _check_choice("engine", engine, ("fast", "events"))
+    _check_choice("activations", activations, ("keep", "recompute"))
     source = _used(workload, sparsity)
+    if activations == "recompute":
+        source = recompute_activations(source)
     prices = Prices(accelerator)
     pin = _Pins(mapping)
     steps: list[StepResult] = []
@@ -213,6 +219,7 @@ def _op_result(
         stalls={cause: ticks / TICKS_PER_CYCLE for cause, ticks in stalls.items() if ticks},
         ideal_cycles=float(task.ideal_ticks / TICKS_PER_CYCLE),
         macs=task.macs,
+        mac_slots=total.slots,
         operations=sum(task.operations.values()) + task.compares,
         bytes=_traffic(total, machine),
         useful_dram_bytes=total.dram_useful,

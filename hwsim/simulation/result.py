@@ -66,6 +66,7 @@ class OpResult:
     order: str = ""  # the order in which the arrays accumulated, as a MacSpec order
     alone_cycles: float = 0.0  # of a mapped GEMM by itself on an idle machine
     bound_cycles: float = 0.0  # which no mapping of it can beat there: the mapping is within alone / bound of optimal
+    mac_slots: int = 0  # offered by the arrays while they were fed: macs / mac_slots is how well tiles fill them
 
     @property
     def cycles(self) -> float:
@@ -320,6 +321,7 @@ class SimulationResult:
                 "busy_cycles": op.busy_cycles,
                 **{f"stall_{cause}_cycles": op.stalls.get(cause, 0.0) for cause in STALL_CAUSES},
                 "macs": op.macs,
+                "mac_slots": op.mac_slots,
                 **{f"{memory}_read_bytes": op.bytes.get(memory, Traffic()).read for memory in memories},
                 **{f"{memory}_written_bytes": op.bytes.get(memory, Traffic()).written for memory in memories},
                 "energy_pj": op.energy_pj,
@@ -369,6 +371,7 @@ _PLAIN_FIELDS = (
     "busy_cycles",
     "ideal_cycles",
     "macs",
+    "mac_slots",
     "operations",
     "useful_dram_bytes",
     "launch_us",
@@ -390,7 +393,7 @@ def _columns(ops: tuple[OpResult, ...]) -> dict[str, Any]:
 def _from_columns(columns: dict[str, Any]) -> tuple[OpResult, ...]:
     return tuple(
         OpResult(
-            **{name: columns[name][index] for name in _PLAIN_FIELDS},
+            **{name: columns[name][index] for name in _PLAIN_FIELDS if name in columns},
             stalls=dict(columns["stalls"][index]),
             bytes={name: Traffic(*pair) for name, pair in columns["bytes"][index].items()},
             energy={name: Range(*triple) for name, triple in columns["energy"][index].items()},

@@ -135,6 +135,7 @@ def test_everything_adds_up(chip, random_machine, topk):
             assert op.start_cycle == (before.end_cycle if before else 0)
             assert op.busy_cycles + sum(op.stalls.values()) == op.cycles
             assert all(cycles >= 0 for cycles in op.stalls.values())
+            assert op.macs <= op.mac_slots or op.kind != "gemm"
         assert result.busy_cycles + sum(result.stalls.values()) == pytest.approx(result.cycles, abs=1e-6)
         for key in ("layer", "phase", "gemm", "kind", "op"):
             groups = result.by(key).values()

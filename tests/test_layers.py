@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "validation": NUMBERS
     | READING
     | RECORDS
-    | {"simulation", "hardware", "workload", "catalog", "provenance", "measurement.record"},
+    | {"simulation", "hardware", "workload", "catalog", "provenance", "measurement"},
     "sweep": READING | RECORDS | {"pipeline", "catalog", "experiment"},
 }
 

@@ -41,6 +41,7 @@ def _file_kinds() -> dict[str, tuple[str, str]]:
         "energy": ("hwsim.hardware.energy", "EnergyTable"),
         "expected": ("hwsim.expected", "Expected"),
         "experiment": ("hwsim.experiment", "Experiment"),
+        "measured": ("hwsim.measurement.study", "MeasuredStudy"),
         "plan": ("hwsim.training.plan_file", "PlanSpec"),
         "validation": ("hwsim.validation.study", "Study"),
         "results": ("hwsim.results", "Results"),

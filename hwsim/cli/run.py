@@ -40,8 +40,9 @@ def run(
     from hwsim.catalog import load_experiment, schema_kind, study_file
 
     path = study_file(experiment)
-    if schema_kind(path) == "validation":
-        _run_validation(path, out, data_dir)
+    kind = schema_kind(path)
+    if kind in ("validation", "measured"):
+        _run_comparison(path, kind, out, data_dir)
     else:
         run_and_report(load_experiment(experiment), out, only, resume, data_dir, f"hwsim run {experiment}")
 
@@ -68,18 +69,23 @@ def run_and_report(
     output().print(f"\nReport: {page}", markup=False)
 
 
-def _run_validation(path: Path, out: Path | None, data_dir: Path | None) -> None:
-    """Run a study of kind validation/1, which trains nothing, and write its page as for every run."""
+def _run_comparison(path: Path, kind: str, out: Path | None, data_dir: Path | None) -> None:
+    """Run a study of kind validation/1 or measured/1, which trains nothing, and write its page as for every run."""
     from hwsim.cli.screen import messages, output
     from hwsim.cli.summary import print_sections
     from hwsim.report.page import write_page
     from hwsim.results import locked
+    from hwsim.validation.measured import run_measured
     from hwsim.validation.run import run_study
 
     folder = out or Path("runs") / path.parent.name
     with locked(folder):
         console = messages()
-        results = run_study(path, progress=lambda what: console.print(what, markup=False), data_dir=data_dir)
+
+        def tell(what: str) -> None:
+            console.print(what, markup=False)
+
+        results = run_measured(path, tell) if kind == "measured" else run_study(path, tell, data_dir=data_dir)
         results.write(folder / "results.json")
     page = write_page(results, folder)
     print_sections(results)

@@ -75,7 +75,8 @@ def gap(study: MeasuredStudy) -> Section:
             f"There is no {study.measurements} beside this study: no measurement on the real device exists, so "
             f"nothing here says how well {study.accelerator} describes it.\n\nOn a machine that has the device, "
             "this fills the gap, in slices of nine minutes, about three for everything:\n"
-            f"python -m hwsim.measurement.suite --suite all --minutes 9 --resume --device cuda --out reports/{study.name}"
+            "python -m hwsim.measurement.suite --suite all --minutes 9 --resume --device cuda "
+            f"--out reports/{study.name}"
         ),
     )
 

@@ -74,8 +74,7 @@ REMOTE: dict[str, tuple[RemoteFile, ...]] = {
         RemoteFile(
             "tinyshakespeare/input.txt",
             (
-                "https://raw.githubusercontent.com/karpathy/char-rnn/"
-                "6f9487a6fe5b/data/tinyshakespeare/input.txt",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b/data/tinyshakespeare/input.txt",
                 "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
             ),
             "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",

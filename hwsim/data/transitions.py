@@ -123,5 +123,3 @@ def _child(children: Tree, of: int | None, side: int, nth: int) -> int | None:
     found = sorted(child for child in children[of] if (child - of) * side > 0)
     found = found if side < 0 else found[::-1]
     return found[nth] if nth < len(found) else None
-
-

@@ -97,12 +97,10 @@ def multi_head_attention_forward(
     weights: tuple[Any, ...] = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight:
         assert in_proj_weight is not None
-        weights = in_proj_weight.chunk(3)
-        for weight in weights:
-            _alias(site, weight, in_proj_weight)
-    biases: tuple[Any, ...] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-    for bias in biases:
-        _alias(site, bias, in_proj_bias)
+        weights = _thirds(site.part("in_proj_weight"), in_proj_weight)
+    biases: tuple[Any, ...] = (None, None, None)
+    if in_proj_bias is not None:
+        biases = _thirds(site.part("in_proj_bias"), in_proj_bias)
     q, k, v = (
         _heads(site, linear(site.part(name), x, w, b), num_heads)
         for name, x, w, b in zip("qkv", (query, key, value), weights, biases, strict=True)
@@ -119,6 +117,14 @@ def multi_head_attention_forward(
         return result, None
     shown = attention.mean(1) if average_attn_weights else attention
     return result, shown if batched else shown.squeeze(0)
+
+
+def _thirds(site: Site, packed: Tensor) -> tuple[Tensor, ...]:
+    """Return the three parts of a packed parameter."""
+    parts = packed.chunk(3)
+    if site.step.recorder is not None:
+        site.step.recorder.slices(site, packed, parts)
+    return parts
 
 
 def _heads(site: Site, x: Tensor, heads: int) -> Tensor:

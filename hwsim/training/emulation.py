@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.training.audit import Auditor
 from hwsim.training.elementwise import computed, selected
-from hwsim.training.functions import LOSSES, OWN, PASSING, treatment
-from hwsim.training.plan import LayerPrecision, PrecisionPlan
+from hwsim.training.functions import LOSSES, OWN, PASSING, SPLITTING, treatment
+from hwsim.training.plan import LayerPrecision, PrecisionPlan, Rule
 from hwsim.training.presets import parse_plan
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.step import Site, Step
@@ -144,6 +144,12 @@ class Emulation:
             precision = self._precisions[path] = step.plan.layer(path)
         return Site(path, self._count(path), precision, step, step.number)
 
+    def place(self, name: str) -> Site:
+        """Return a site for what only the recorder sees: no rule need match it, and no other call is renumbered."""
+        path = self._stack[-1][0]
+        bare = f"{path}.{name.strip('_')}" if path else name.strip("_")
+        return Site(bare, self._count(f"view {bare}"), LayerPrecision(bare, Rule()), self.step, self.step.number)
+
     def _count(self, key: str) -> int:
         call = self._calls.get(key, 0)
         self._calls[key] = call + 1
@@ -151,7 +157,8 @@ class Emulation:
 
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
         path = self._paths.get(id(module))
-        is_leaf = type(module).__module__.startswith("torch.nn.modules") and not any(module.children())
+        whole = isinstance(module, nn.MultiheadAttention) or not any(module.children())
+        is_leaf = type(module).__module__.startswith("torch.nn.modules") and whole
         if path is None:
             path = type(module).__name__.lower()
         self._stack.append((path, is_leaf))
@@ -183,7 +190,7 @@ class _Mode(TorchFunctionMode):
         if kind == "free":
             result = func(*args, **kwargs)
             if self.emulation.step.recorder is not None:
-                self.emulation.step.recorder.alias(result, args)
+                result = self._note_view(name, args, result)
         else:
             result = self._emulate(kind, name, func, args, kwargs)
         return result
@@ -205,6 +212,17 @@ class _Mode(TorchFunctionMode):
             operands = (*args, *kwargs.values())
             site.step.recorder.function(site, name, kind, name in LOSSES, operands, result)
         return result
+
+    def _note_view(self, name: str, args: tuple[Any, ...], result: Any) -> Any:
+        """Note, in a recorded step, what shows a tensor's elements in another shape or in parts."""
+        recorder = self.emulation.step.recorder
+        assert recorder is not None
+        if name not in SPLITTING or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            recorder.alias(result, args)
+            return result
+        pieces = list(result) if name == "__iter__" else result
+        recorder.slices(self.emulation.place(name), args[0], pieces)
+        return iter(pieces) if name == "__iter__" else result
 
     def _uncovered(self, name: str, site: Site, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = site.step

@@ -45,6 +45,9 @@ FREE = _names(
     """
 )
 
+# Of these, the ones that give a tensor's parts: each part has a gradient of its own.
+SPLITTING = _names("chunk split split_with_sizes tensor_split unbind hsplit vsplit __iter__")
+
 # Copies values, or puts zeros in their place: what comes out is representable if what went in was.
 SELECTING = _names(
     """

@@ -6,6 +6,7 @@ their identities stay theirs until the step is over. `trace` turns its notes int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -113,6 +114,18 @@ class Recorder:
                 self._names[id(out)] = self._names[id(source)]
                 self._alive.append(out)
 
+    def slices(self, site: Site, source: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Note that a tensor is used in pieces: no elements are computed, but each piece has a gradient of its own."""
+        names = [
+            self._add(piece, self._unique(f"{site.id}.slice{number}"), "activation", self._cast_of(source))
+            for number, piece in enumerate(pieces)
+        ]
+        self.calls.append(
+            FunctionCall(
+                site.id, site.layer, "split", "selecting", site.precision, (self.name(source),), tuple(names), 0
+            )
+        )
+
     def gemm(
         self,
         site: Site,
@@ -199,6 +212,9 @@ class Recorder:
 
     def _unique(self, name: str) -> str:
         return name if name not in self.tensors else f"{name}_{sum(t.startswith(name) for t in self.tensors)}"
+
+    def _cast_of(self, tensor: Tensor) -> Cast | None:
+        return self.tensors[self.name(tensor)].cast
 
     def _stored(self, site: Site) -> Cast | None:
         return site.precision.cast("activation")

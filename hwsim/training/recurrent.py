@@ -61,14 +61,17 @@ def layered(name: str) -> Callable[..., Any]:
         first = tuple(state) if name == "lstm" else (state,)
         steps = _unpacked(x, sizes) if sizes is not None else None
         rows = steps if steps is not None else (x.transpose(0, 1) if batch_first else x)
+        _alias(site, rows, x)
         lengths = None if sizes is None else _lengths(sizes)
         y, last = _stack(
             site, name, rows, first, weights, has_bias, layers, drop if training else 0.0, two_ways, lengths
         )
+        whole = y
         if sizes is not None:
             y = _packed(y, sizes)
         elif batch_first:
             y = y.transpose(0, 1)
+        _alias(site, y, whole)
         return (y, *last)
 
     return run
@@ -111,10 +114,12 @@ def _stack(
             y, end = _direction(part, name, x, start, w, has_bias, bool(way), lengths)
             outputs.append(y)
             last.append(end)
-        x = outputs[0] if ways == 1 else torch.cat(outputs, -1)
+        x = outputs[0] if ways == 1 else _joined(site.part(f"l{layer}.cat"), torch.cat(outputs, -1), outputs)
         if drop and layer < layers - 1:
             x = dropout(site.part(f"l{layer}.dropout"), x, drop)
-    return x, tuple(torch.stack([end[i] for end in last]) for i in range(len(first)))
+    ends = [[end[i] for end in last] for i in range(len(first))]
+    joined = (_joined(site.part(f"last{i}"), torch.stack(parts), parts) for i, parts in enumerate(ends))
+    return x, tuple(joined)
 
 
 def _direction(
@@ -125,14 +130,20 @@ def _direction(
     from_input = linear(site.part("input"), x, w[0], w[2] if has_bias else None)
     times = range(len(x) - 1, -1, -1) if backwards else range(len(x))
     outputs: list[Tensor] = [x] * len(x)
+    steps = from_input.unbind()
+    if site.step.recorder is not None:
+        site.step.recorder.slices(site.part("steps"), from_input, steps)
     for t in times:
-        new = _advance(site, name, from_input[t], state, w[1], w[3] if has_bias else None)
+        new = _advance(site, name, steps[t], state, w[1], w[3] if has_bias else None)
         if lengths is not None:  # sequences that are over keep their state
             alive = (t < lengths).unsqueeze(-1)
-            new = tuple(torch.where(alive, n, s) for n, s in zip(new, state, strict=True))
+            kept = tuple(torch.where(alive, n, s) for n, s in zip(new, state, strict=True))
+            for after, before in zip(kept, new, strict=True):
+                _alias(site, after, before)
+            new = kept
         state = new
         outputs[t] = new[0]
-    return torch.stack(outputs), state
+    return _joined(site.part("stack"), torch.stack(outputs), outputs), state
 
 
 def _advance(site: Site, name: str, from_input: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
@@ -145,6 +156,18 @@ def _advance(site: Site, name: str, from_input: Tensor, state: State, w: Tensor,
         gates = site.again("gates")
         site.step.recorder.function(gates, name, "elementwise", False, (from_input, from_state, *state[1:]), new)
     return new
+
+
+def _joined(site: Site, whole: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return a tensor made by putting parts together, noted as such."""
+    if site.step.recorder is not None:
+        site.step.recorder.function(site, "stack", "selecting", False, (list(parts),), whole)
+    return whole
+
+
+def _alias(site: Site, view: Tensor, source: Tensor) -> None:
+    if site.step.recorder is not None and view is not source:
+        site.step.recorder.alias(view, (source,))
 
 
 def _lengths(sizes: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ STATES = {"sgd": (), "momentum": ("momentum",), "adagrad": ("square_sum",), "ada
 # Functions whose backward pass reads their result; the others read their input.
 SAVES_OUTPUT = {"relu", "tanh", "sigmoid", "exp", "sqrt", "softmax", "log_softmax", "dropout"}
 
+SAVES_NOTHING = {"embedding", "mean", "avg_pool2d", "adaptive_avg_pool2d"}  # sizes and indices apart
+
 
 def build_workload(
     name: str, record: Recorder, plan: PrecisionPlan, recipe: Recipe, sparse: SparseBackprop | None
@@ -152,7 +154,17 @@ class _Graph:
         **more: object,
     ) -> None:
         """Append an op."""
-        self.ops.append(Op(id, kind, phase, layer, tuple(dict.fromkeys(reads)), tuple(writes), **more))  # type: ignore[arg-type]
+        self.ops.append(
+            Op(
+                id,
+                kind,
+                phase,
+                layer,
+                tuple(reads) if kind is OpKind.GEMM else tuple(dict.fromkeys(reads)),
+                tuple(writes),
+                **more,
+            )
+        )  # type: ignore[arg-type]
 
     def read(
         self, name: str, cast: Cast | None, gemm: str, phase: Phase, layer: str, selection: str | None = None
@@ -257,7 +269,7 @@ class _Graph:
         if call.kind == "selecting" and arriving:
             number = self.tensors[arriving[0]].format
         source = call.outputs if call.name.rstrip("_") in SAVES_OUTPUT else call.inputs
-        saved = source[:1] if work_of(call.name)[1] else ()
+        saved = source[:1] if work_of(call.name)[1] and call.name not in SAVES_NOTHING else ()
         writes = [self._gradient_part(name, number, call.id) for name in wanted]
         is_loss = call.is_loss or call.layer == "loss"
         self.op(

@@ -50,6 +50,11 @@ FUNCTIONS: Mapping[str, tuple[Work, Work]] = {
     "max_pool2d": ({"compare": 1}, {"compare": 1}),
     "embedding": (NOTHING, {"add": 1}),
     "cat": (NOTHING, NOTHING),
+    "split": (NOTHING, NOTHING),
+    "lstm": ({"exponential": 5, "add": 9, "divide": 5, "multiply": 3}, {"multiply": 15, "add": 7}),  # four gates a unit
+    "gru": ({"exponential": 3, "add": 9, "divide": 3, "multiply": 3}, {"multiply": 10, "add": 6}),
+    "rnn_tanh": ({"exponential": 1, "add": 3, "divide": 1}, {"multiply": 2, "add": 1}),
+    "rnn_relu": ({"add": 1, "compare": 1}, {"compare": 1}),
     "clone": (NOTHING, NOTHING),
     "__getitem__": (NOTHING, NOTHING),
 }

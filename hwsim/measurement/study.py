@@ -10,9 +10,9 @@ held_out: 0.5                        # share of the shapes that no fit may use
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -164,12 +164,15 @@ def errors(study: MeasuredStudy, comparison: Comparison) -> Section:
     groups = comparison.by(lambda m: f"{m.family} {m.operation} {m.dtype}")
     count, energy = comparison.energy_mape()
     text = f"{len(comparison.pairs)} kernels have a model, {len(comparison.unmodeled)} have none."
+    verdicts = [row[-1] for row in rows]
     if energy is not None:
+        verdicts.append("passed" if energy <= gates.energy else "failed")
         verdict = "within" if energy <= gates.energy else "beyond"
         text += f" Energy: mean error {energy:.1%} over {count} kernels, {verdict} the {gates.energy:.0%} promised."
     columns = _summary_columns()
     return Section(
         title="Simulated against measured",
+        verdict=overall(verdicts),
         text=text,
         figures=tuple(
             _scatter(comparison, family)
@@ -199,6 +202,12 @@ def judge(summary: Summary, gate: float | None, short_us: float | None) -> str |
     if short_us is not None and summary.short_us is not None:
         verdicts.append(summary.short_us <= short_us)
     return None if not verdicts else "passed" if all(verdicts) else "failed"
+
+
+def overall(verdicts: Iterable[object]) -> Literal["passed", "failed"] | None:
+    """Failed if one part failed, passed if one passed and none failed, None if nothing was promised."""
+    given = list(verdicts)
+    return "failed" if "failed" in given else "passed" if "passed" in given else None
 
 
 def worst(comparison: Comparison) -> Section | None:
@@ -302,6 +311,7 @@ def tensor_cores(file: MeasurementFile) -> Section | None:
     )
     return Section(
         title="Tensor cores, bit for bit",
+        verdict=overall(row[-1] for row in rows),
         tables=(Table(title="Single instructions", columns=columns, rows=tuple(rows)),),
         text="Random and adversarial dot products, and the three GEMMs of a layer with the order of steps fixed.",
     )

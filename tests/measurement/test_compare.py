@@ -168,13 +168,13 @@ def test_without_a_file_the_page_states_the_gap(tmp_path):
     assert "no measurement on the real device exists" in section.text and "hwsim.measurement.suite" in section.text
 
 
-def synthetic(tmp_path: Path, factor: float) -> Path:
-    """A file whose times are the simulated ones times a factor."""
+def synthetic(tmp_path: Path, factor: float, energy_factor: float | None = None) -> Path:
+    """A file whose times (and energies, if asked for) are the simulated ones times a factor."""
     file = MeasurementFile(device={"name": "synthetic", "kind": "cuda", "versions": {"torch": "0"}})
     for case in [*gemms(40), *[c for c in cuda_cases() if c.group == "table7" and c.family == "topk_backward"][:40]]:
-        workload = workload_of(measured(case))
-        time_us = simulate(workload, CHIP).time_us * factor if workload is not None else 5.0
-        file.add(measured(case, time_us, energy_uj=50.0))
+        result = simulate(workload_of(measured(case)), CHIP)
+        energy_uj = None if energy_factor is None else result.energy_pj / 1e6 * energy_factor
+        file.add(measured(case, result.time_us * factor, energy_uj))
     file.tensor_core["a"] = {"id": "a", "mismatches": 0, "dots": 10, "layer": {"output": 0}, "against": "hwsim.matmul"}
     file.write(tmp_path / "measurements.json")
     return tmp_path
@@ -192,5 +192,20 @@ def test_the_page_finds_the_error_that_was_put_in(tmp_path, factor, mape, verdic
     table = next(s for s in sections if s.title == "Simulated against measured").tables[0]
     dense = dict(zip([column.name for column in table.columns], table.rows[0], strict=True))
     assert dense["kernels"] == "dense GEMMs" and dense["verdict"] == verdict
+    by_title = {section.title: section.verdict for section in sections}
+    assert by_title["Simulated against measured"] == verdict and by_title["Tensor cores, bit for bit"] == "passed"
     if dense["MAPE"] is not None:
         assert math.isclose(dense["MAPE"], mape, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.05, "passed"), (1.5, "failed")])
+def test_energy_is_judged_too(tmp_path, factor, verdict):
+    sections = study_sections(STUDY, synthetic(tmp_path, 1.0, factor), lambda workload: simulate(workload, CHIP))
+    assert {section.title: section.verdict for section in sections}["Simulated against measured"] == verdict
+
+
+def test_the_page_shows_what_top_k_gains(tmp_path):
+    sections = study_sections(STUDY, synthetic(tmp_path, 1.0), lambda workload: simulate(workload, CHIP))
+    (section,) = [section for section in sections if section.title.startswith("What top-k gains")]
+    published = next(table for table in section.tables if table.title.startswith("Speed-up over k"))
+    assert [row[0] for row in published.rows] == [8, 16, 32, 64, 128, 256, 512]

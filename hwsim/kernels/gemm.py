@@ -71,7 +71,7 @@ def matmul(
     if order is Accelerator:
         raise SpecError("matmul: order 'accelerator' must be resolved by a mapping first (contracts A6)")
     if stream is None:
-        stream = random_bits.stream(seed, step=step) if _random(spec) else 0
+        stream = random_bits.stream(seed, step=step) if is_random(spec) else 0
     if name == "triton":
         from hwsim.kernels.triton_gpu import gemm as triton_gemm
 
@@ -187,7 +187,7 @@ class Job:
                 self.k_positions, self.indices, self.counters,
             )  # fmt: skip
         except UnsupportedError:
-            if backends.forced() is not None or work > REFERENCE_WORK:
+            if backends.forced() is not None or work > REFERENCE_WORK or self.counters is not None:
                 raise
             self._reference()
 
@@ -236,7 +236,8 @@ def bias_stream(stream: int) -> int:
     return stage_stream(stream, Stage.OUTER)
 
 
-def _random(mac: MacSpec) -> bool:
+def is_random(mac: MacSpec) -> bool:
+    """Return whether sums by this MacSpec draw random bits."""
     outer = getattr(mac.order, "outer", None)
     product = mac.product
     return (

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
+from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable, Sequential
 from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
 from hwsim.kernels.casts import cast_numpy
+from hwsim.kernels.counters import SAMPLE, Counters
 from hwsim.kernels.numba_cpu import fused, matmul_exact, matmul_terms
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
@@ -29,7 +31,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import (
 from hwsim.kernels.numba_cpu.matmul_tile import look_vectors, read32, write_whole
 from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import pool, threads
-from hwsim.kernels.reference.matmul import Stage, result_cast, stage_stream
+from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
 THREADED_WORK = 1 << 25  # multiply-accumulates from which rows are shared among threads
 _BLANK = np.zeros(8, np.uint64)
@@ -78,7 +80,7 @@ def canonical(x: Matrix) -> Matrix:
 def multiply(
     a: Any, b: Any, mac: MacSpec, out: np.ndarray, start: np.ndarray | None, bias: np.ndarray | None,
     formats: tuple[NumberFormat | None, NumberFormat | None], stream: int, k_positions: np.ndarray | None,
-    indices: np.ndarray | None, counters: Any = None,
+    indices: np.ndarray | None, counters: Counters | None = None,
 ) -> None:  # fmt: skip
     """Compute one GEMM into `out` (m x n, contiguous columns, the result's carrier).
 
@@ -96,6 +98,10 @@ def multiply(
     m, k, n = left.rows, left.columns, right.columns
     if not m or not n:
         return
+    if counters is not None and (
+        not isinstance(mac.order, Sequential | Chunked) or isinstance(mac.product, ProductTable)
+    ):
+        raise UnsupportedError(f"counters: got {mac}, expected order sequential or chunked and no table")
     if isinstance(mac.order, Fused):
         fused.multiply(_array(a), _array(b), mac.order, out, start)
         _finish(out, mac, start, bias, k, stream, indices)
@@ -130,7 +136,28 @@ def multiply(
         left, right = canonical(left), canonical(right)
         chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
         run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+    if counters is not None:
+        _count(chosen, left, right, mac, start, stream, k_positions, indices, counters)
     _finish(out, mac, start, bias, k, stream, indices)
+
+
+def _count(
+    chosen: Plan, left: Matrix, right: Matrix, mac: MacSpec, start: np.ndarray | None, stream: int,
+    k_positions: np.ndarray | None, indices: np.ndarray | None, counters: Counters,
+) -> None:  # fmt: skip
+    """Sum every `SAMPLE`-th row once more, counting."""
+    if chosen.recipe.order == "kahan":
+        raise UnsupportedError("counters: got order kahan, expected sequential or chunked")
+    n = right.columns
+    rows = -(-left.rows // SAMPLE)
+    some = left._replace(rows=rows, row=left.row * SAMPLE, keep=_array(left.keep)[::SAMPLE])
+    places = (np.arange(left.rows, dtype=np.int64) * n if indices is None else indices)[::SAMPLE]
+    totals = np.zeros(3)
+    counting = replace(chosen, recipe=replace(chosen.recipe, counts=True))
+    begin = None if start is None else start[::SAMPLE]
+    out = np.empty((rows, n), result_carrier(mac))
+    run(counting, some, right, mac, out, begin, stream, k_positions, places, 1, totals)
+    counters.add(rows, *(float(v) for v in totals), mac.rounding.stochastic)
 
 
 def _exact(
@@ -252,8 +279,9 @@ def run(
     k_positions: np.ndarray | None,
     indices: np.ndarray | None,
     workers: int,
+    counts: np.ndarray = _BLANK,
 ) -> int:
-    """Run a plan; return how many results are NaN."""
+    """Run a plan; return how many results are NaN. A counting plan adds to `counts` (three float64)."""
     bits = chosen.recipe.bits
     k_table, n_table = _BLANK, _BLANK
     patches = isinstance(right, Patches)
@@ -287,6 +315,7 @@ def run(
             chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,
             keys.ctypes.data, outer_keys.ctypes.data, 0 if index is None else index.ctypes.data,
             k_table.ctypes.data if patches else 0, n_table.ctypes.data if patches else 0,
+            counts.ctypes.data,
         )  # fmt: skip
 
     if workers < 2 or m < 8 or m * n * k < THREADED_WORK:

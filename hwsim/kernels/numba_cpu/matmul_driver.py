@@ -43,17 +43,18 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
     The function takes addresses and strides in bytes::
 
         f(a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
-          mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table)
+          mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table, counts)
 
     With `k_table` and `n_table` (addresses of i64 byte offsets, 0 for none), b's element (k, n) stands at
     b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole. `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
     `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
-    It returns how many results are NaN.
+    `counts` is the address
+    of three float64 that a counting recipe adds to. It returns how many results are NaN.
     """
-    return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, REVISION)
+    return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, recipe.counts, REVISION)
 
 
-def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revision: str) -> Callable[..., int]:
+def _build(text: str, outer: str, bits: int, store_bits: int, states: int, counting: bool, revision: str) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
     wide = VECTORS * lanes
@@ -63,7 +64,7 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
     @compiled
     def multiply(  # type: ignore[no-untyped-def]
         a, a_row, a_k, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
-        mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table,
+        mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table, counts,
     ):  # fmt: skip
         _ = revision
         nans = 0
@@ -116,6 +117,8 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, revis
                         tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
                     else:
                         tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                    if counting:
+                        _count(bits, state, states, counts, rows, columns, width)
                     if chunked:
                         groups = rows * width // 16
                         outer_key = outer_keys + 8 * (begin // chunk)
@@ -212,6 +215,19 @@ def _gather(bits, b, k_table, n_table, packed, columns, width, k):  # type: igno
 def _clear(bits, state, begin, end):  # type: ignore[no-untyped-def]
     for i in range(begin, end):
         _write(bits, state + i * (bits // 8), 0.0)
+
+
+@compiled
+def _count(bits, state, states, counts, rows, columns, width):  # type: ignore[no-untyped-def]
+    """Add a tile's counts (its last three planes) to the totals, and clear them."""
+    for which in range(3):
+        plane = state + (states - 3 + which) * rows * width * (bits // 8)
+        total = read64(counts + 8 * which)
+        for r in range(rows):
+            for j in range(columns):
+                total += _read(bits, plane + (r * width + j) * (bits // 8))
+        write64(counts + 8 * which, total)
+        _clear(bits, plane, 0, rows * width)
 
 
 @compiled

@@ -201,7 +201,7 @@ class _Tile:
         edge = b.or_(b.fcmp_unordered(">=", new, largest), b.fcmp_unordered("<=", new, lowest))
         within = b.and_(finite(old[0]), b.not_(edge))
         swamped = b.and_(b.and_(real, same), within)
-        overflowed = b.and_(b.and_(edge, finite(old[0])), finite(term))
+        overflowed = b.and_(b.and_(edge, finite(old[0])), real)
         adds = [b.select(x, one, zero) for x in (swamped, overflowed, real)]
         return [v.add(count, more) for count, more in zip(old[1:], adds, strict=True)]
 

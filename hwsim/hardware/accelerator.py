@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -271,8 +272,7 @@ class Accelerator(Spec):
     @property
     def dram_bytes_per_cycle(self) -> Fraction:
         """Achieved DRAM bytes per cycle of the running clock."""
-        achieved = Fraction(self.dram.peak_gb_per_s) * Fraction(self.dram.efficiency)
-        return (achieved / Fraction(self.clock.running_ghz)).limit_denominator(1 << 20)
+        return _bytes_per_cycle(self.dram.peak_gb_per_s, self.dram.efficiency, self.clock.running_ghz)
 
     @property
     def dram_latency_cycles(self) -> float:
@@ -286,6 +286,12 @@ class Accelerator(Spec):
     def can(self, ability: str) -> bool:
         """Whether the machine has one of the abilities of `Sparsity.supports`."""
         return self.sparsity is not None and ability in self.sparsity.supports
+
+
+@lru_cache(maxsize=256)
+def _bytes_per_cycle(peak_gb_per_s: float, efficiency: float, clock_ghz: float) -> Fraction:
+    achieved = Fraction(peak_gb_per_s) * Fraction(efficiency)
+    return (achieved / Fraction(clock_ghz)).limit_denominator(1 << 20)
 
 
 def sources_of(block: BaseModel, path: str = "") -> Iterator[tuple[str, str]]:

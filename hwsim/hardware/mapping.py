@@ -36,6 +36,8 @@ TICKS = 1024  # per cycle; see simulation/program.py
 
 ALL = Fraction(1)
 
+MOST_SIZES = 6  # tile sizes that the search tries along one axis
+
 Integers = Any  # an int, or a numpy array of ints: the cost formulas take both
 
 
@@ -314,7 +316,7 @@ def search(
 ) -> list[Ranked]:
     """The `best` tiles with their best order and keeping, by a closed-form estimate; ties go to the first candidate.
 
-    The space is bounded: per axis at most seven tile sizes (the array's own width times powers of two, and the whole
+    The space is bounded: per axis at most MOST_SIZES tile sizes (multiples of the array's own width, and the whole
     extent), six loop orders, every choice of what to keep, and the dataflows that the machine offers. The estimate
     sums over the kinds of passes the longer of computing and moving, plus the first load and the last store.
 
@@ -466,11 +468,11 @@ def _grid(m: tuple[int, ...], n: tuple[int, ...], k: tuple[int, ...]) -> tuple[n
 
 @lru_cache(maxsize=4096)
 def _sizes(extent: int, unit: int) -> tuple[int, ...]:
-    """Tile sizes along one axis, largest first: the whole, then a geometric series of units, at most seven in all."""
+    """Tile sizes along one axis, largest first: the whole, then a geometric series of units, MOST_SIZES in all."""
     sizes = [extent]
     units = -(-extent // unit)
-    ratio = max(2.0, units ** (1 / 6))
-    while units > 1 and len(sizes) < 7:
+    ratio = max(2.0, units ** (1 / (MOST_SIZES - 1)))
+    while units > 1 and len(sizes) < MOST_SIZES:
         units = max(1, round(units / ratio))
         if units * unit < sizes[-1]:
             sizes.append(units * unit)

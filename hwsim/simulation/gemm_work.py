@@ -47,6 +47,13 @@ class Mapper:
         self.lowering = Lowering(machine)
         self.latency = round(machine.dram_latency_cycles * TICKS_PER_CYCLE)
         self._chosen: dict[tuple[GemmWork, int], Mapped] = {}
+        self._rates: dict[tuple[NumberFormat, NumberFormat], Fraction] = {}
+
+    def rate_of(self, a: NumberFormat, b: NumberFormat) -> Fraction:
+        """MACs per cycle of one array for these operand formats."""
+        if (a, b) not in self._rates:
+            self._rates[a, b] = self.machine.arrays.rate_of(a, b)
+        return self._rates[a, b]
 
     def choose(self, work: GemmWork, room: int) -> Mapped:
         """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken."""
@@ -95,14 +102,20 @@ def shape_of(op: Op, tensors: StepTensors) -> Shape:
 
 
 def work_of(
-    op: Op, index: int, tensors: StepTensors, forwarded: frozenset[str], stored: Sequence[str], epilogue: Fraction
+    op: Op,
+    index: int,
+    tensors: StepTensors,
+    rate: Fraction,
+    forwarded: frozenset[str],
+    stored: Sequence[str],
+    epilogue: Fraction,
 ) -> GemmWork:
-    """The GEMM of op number `index`.
+    """The GEMM of op number `index`, at `rate` MACs per cycle of one array.
 
     `forwarded` are results that come without being loaded. `stored` are the tensors that its results leave as, its own
     and those of ops fused behind it, which take `epilogue` ticks a result.
     """
-    machine, known = tensors.machine, tensors.workload.tensors
+    known = tensors.workload.tensors
     shape = shape_of(op, tensors)
     a, b = known[op.reads[0]].format, known[op.reads[1]].format
     conv = op.conv
@@ -133,7 +146,7 @@ def work_of(
             conv=conv if op.gemm is Gemm.GRAD_INPUT else None,
         ),
         (op.mac or MacSpec()).accumulator.bits,
-        machine.arrays.rate_of(a, b),
+        rate,
         _fed(op, tensors),
         epilogue,
     )

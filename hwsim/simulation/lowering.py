@@ -186,7 +186,8 @@ class Lowering:
         port = ticks_at(sum(feed), self._inner_rate)
         vector = ceil_div(results * work.epilogue.numerator, work.epilogue.denominator)
         latency = self.machine.scratchpad.latency_cycles * TICKS_PER_CYCLE
-        slots = busy * self._macs_per_tick(work)
+        depth, step = unit_depth(self.machine.arrays, work.rate)
+        arrays = self.machine.arrays
         return self.make_pass(
             load,
             store,
@@ -196,13 +197,8 @@ class Lowering:
             port_wait=max(0, port - compute),
             vector_wait=max(0, vector - max(compute, port)),
             feed=feed,
-            slots=slots.numerator // slots.denominator,
+            slots=busy * arrays.count * arrays.rows * arrays.cols * depth // step,
         )
-
-    def _macs_per_tick(self, work: GemmWork) -> Fraction:
-        depth, step = unit_depth(self.machine.arrays, work.rate)
-        arrays = self.machine.arrays
-        return Fraction(arrays.count * arrays.rows * arrays.cols * depth, step)
 
     def _known_operand(self, work: GemmWork, name: str, tile: tuple[int, int, int]) -> Stream:
         """`_operand`, remembered within a GEMM: its passes have few different tiles."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hwsim.pipeline import run
     from hwsim.simulation.engine import simulate
     from hwsim.training.plan import PrecisionPlan
+    from hwsim.training.recipe import Recipe
     from hwsim.training.sparse import SparseBackprop
     from hwsim.workload import Workload
 
@@ -42,6 +43,7 @@ _HOME = {
     "select_topk": "hwsim.kernels",
     # training
     "PrecisionPlan": "hwsim.training.plan",
+    "Recipe": "hwsim.training.recipe",
     "SparseBackprop": "hwsim.training.sparse",
     "emulate": "hwsim.training.emulation",
     "emulated": "hwsim.training.emulation",

@@ -90,7 +90,8 @@ def all_values(format: str | NumberFormat) -> np.ndarray:
         UnsupportedError: a block format, or too many values to list.
     """
     fmt = parse_format(format)
-    codes = np.arange(len(all_codes(fmt)))
+    codes = np.arange(len(all_codes(fmt)))  # refuses block formats
+    assert not isinstance(fmt, BlockScaled)
     values = values_of(codes, fmt)
     return np.unique(values[np.isfinite(values)] + np.float32(0))
 

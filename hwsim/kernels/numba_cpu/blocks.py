@@ -153,8 +153,9 @@ def _fits_float32(cast: Cast) -> bool:
 def _quotients_fit_float32(cast: Cast) -> bool:
     """Whether x / scale may be judged in float32 first: a rule with few ties, and a small signed float element."""
     fmt = cast.format
-    small = isinstance(fmt, FloatingPoint) and fmt.mantissa_bits <= 3 and fmt.emin >= -30 and fmt.emax <= 30
-    return small and cast.rounding.nearest and fmt.mantissa_bits > 0
+    if not isinstance(fmt, FloatingPoint) or not cast.rounding.nearest:
+        return False
+    return 0 < fmt.mantissa_bits <= 3 and fmt.emin >= -30 and fmt.emax <= 30
 
 
 def find_tensor_scale(x: np.ndarray, fmt: BlockScaled, overflow: Overflow) -> float:
@@ -275,6 +276,13 @@ def _word(index, keys):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
+def _without_infinity(value):  # type: ignore[no-untyped-def]
+    """Return value as float64, +-the largest float32 for +-infinity."""
+    wide = np.float64(value)
+    return np.copysign(FLOAT32_LARGEST, wide) if abs(wide) == np.inf else wide
+
+
+@numba.njit
 def _exact_block(x, out, scales, o, b, i, block, mode, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block in float64: the way that is right for every input. Blocks run along axis 1."""
     _, n, inner = x.shape
@@ -294,11 +302,7 @@ def _exact_block(x, out, scales, o, b, i, block, mode, p, rule, saturate, keys):
     e = _scale_exponent(bits_of(amax), rule)
     scales[o, b, i] = _power(e, e, rule)
     for j in range(first, last):
-        value = np.float64(x[o, j, i])
-        if value == np.inf:
-            value = FLOAT32_LARGEST
-        elif value == -np.inf:
-            value = -FLOAT32_LARGEST
+        value = _without_infinity(x[o, j, i])
         word = _word((o * n + j) * inner + i, keys) if mode == rounding.STOCHASTIC else uint32(0)
         out[o, j, i] = _round_scaled(value, e, mode, p, rule, word)
 
@@ -432,9 +436,9 @@ def _two_level_block(flat, out, scales, o, b, i, place, gap, count, mode, p, sca
     finite = True
     for j in range(count):
         magnitude = abs(np.float64(flat[place + j * gap]))
-        if saturate and magnitude == np.inf:
-            magnitude = FLOAT32_LARGEST
-        finite &= magnitude < np.inf
+        if saturate:
+            magnitude = _without_infinity(magnitude)
+        finite = finite and bool(magnitude < np.inf)
         amax = magnitude if magnitude > amax else amax
     if not finite:
         scales[o, b, i] = np.nan
@@ -445,9 +449,7 @@ def _two_level_block(flat, out, scales, o, b, i, place, gap, count, mode, p, sca
     scales[o, b, i] = scale
     unit = scale * second.tensor_scale
     for j in range(count):
-        value = np.float64(flat[place + j * gap])
-        value = FLOAT32_LARGEST if value == np.inf else value
-        value = -FLOAT32_LARGEST if value == -np.inf else value
+        value = _without_infinity(flat[place + j * gap])
         word = _word(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
         element = _round_plain(value / unit, mode, p, word)
         out[place + j * gap] = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)

@@ -18,6 +18,7 @@ tests ask for thousands at once, the engine for one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,7 @@ def _operand_traffic(
     return timed, a + b
 
 
+@lru_cache(maxsize=64)
 def _choices(tiled: Tiled) -> tuple[np.ndarray, ...]:
     """Candidates: tile rows and columns, split, step bytes, and which lists of tiles (bits) a tile stands in."""
     rule = tiled.convolution

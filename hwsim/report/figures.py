@@ -322,6 +322,8 @@ def roofline(results: Results, machine: Machine) -> Figure | None:
     if not series:
         return None
     roofs = _roofs(machine, drawn)
+    bandwidth = machine.dram_bytes_per_cycle
+    early = bandwidth is not None and any(op.bytes["dram"] > bandwidth * op.cycles * (1 + 1e-9) for op in drawn)
     return Figure(
         title=f"Roofline: {machine.name}",
         x=Axis(label="MACs per byte of DRAM traffic", scale="log"),
@@ -331,6 +333,7 @@ def roofline(results: Results, machine: Machine) -> Figure | None:
             "Circle: output, triangle: grad_input, square: grad_weight. A point on the slope waits for memory, one "
             "under the flat part for something else: filling, draining, short operands. "
             + ("" if roofs else "The machine's roofs are not recorded. ")
+            + ("A point above the slope had operands fetched while the op before it ran. " if early else "")
             + (f"Left out: {words.plural(on_chip, 'GEMM')} without any DRAM traffic." if on_chip else "")
         ),
     )

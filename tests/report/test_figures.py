@@ -110,6 +110,15 @@ def test_no_gemm_lies_above_its_roof(sample):
                     assert y <= min(peak, x * machine.dram_bytes_per_cycle) * (1 + 1e-9)
 
 
+def test_a_gemm_above_its_roof_is_explained(sample):
+    machine = sample.machines[0]
+    assert "above the slope" not in figures.roofline(sample, machine).caption
+    record = sample.simulations[0]
+    quick = record.ops[0].model_copy(update={"cycles": record.ops[0].bytes["dram"] / machine.dram_bytes_per_cycle / 2})
+    results = sample.model_copy(update={"simulations": (record.model_copy(update={"ops": (quick, *record.ops[1:])}),)})
+    assert "above the slope" in figures.roofline(results, machine).caption
+
+
 def test_curves_are_means_and_ranges_over_seeds():
     steps, means, lows, highs = figures.mean_curve([((1.0, 2.0), (0.5, 0.9)), ((1.0, 2.0), (0.7, None))])
     assert (steps, means, lows, highs) == ([1.0, 2.0], [pytest.approx(0.6), 0.9], [0.5, 0.9], [0.7, 0.9])

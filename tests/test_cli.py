@@ -95,7 +95,7 @@ def test_version() -> None:
     "words",
     [
         ["demo"], ["run"], ["simulate"], ["report"], ["list"], ["show"], ["check"], ["data", "list"], ["data", "fetch"],
-        ["doctor"],
+        ["doctor"], ["measure"], ["vectors"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -190,6 +190,22 @@ def test_simulate_json_keeps_input_order(tmp_path: Path) -> None:
         assert {"cycles", "time_us", "energy_pj", "stalls", "utilization", "bytes"} <= set(job)
         assert sum(job["energy_pj"].values()) == pytest.approx(job["energy_total_pj"]["nominal"])
         assert "dram" in job["bytes"]
+
+
+def test_vectors_are_written_and_two_kinds_at_once_are_refused(tmp_path: Path) -> None:
+    invoke("vectors", "--mac", "bfloat16", "--n", "20", "--out", str(tmp_path))
+    assert len((tmp_path / "d.hex").read_text().split()) >= 20
+    done = hwsim_command("vectors", "--mac", "bfloat16", "--cast", "int8", "--out", str(tmp_path))
+    assert done.returncode == 2
+
+
+def test_a_topology_is_one_job_a_layer_or_one_training_step(tmp_path: Path) -> None:
+    (tmp_path / "net.csv").write_text("Layer, M, N, K,\nfc1, 8, 32, 64,\nfc2, 8, 16, 32,\n")
+    words = ["simulate", "--topology", str(tmp_path / "net.csv"), "--accelerator", "systolic_16x16", "--json"]
+    assert [job["workload"] for job in json.loads(invoke(*words))] == ["fc1", "fc2"]
+    (step,) = json.loads(invoke(*words, "--training", "--trace", str(tmp_path / "trace.json")))
+    assert step["cycles"] > 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
 def test_simulate_by_events_and_fast_agree() -> None:

@@ -52,8 +52,10 @@ def _vector_instructions() -> str:
 def _threads() -> str:
     import torch
 
+    from hwsim.kernels.numba_cpu.threads import threads
+
     limits = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS") if name in os.environ]
-    return f"torch uses {torch.get_num_threads()}" + (f" ({', '.join(limits)})" if limits else "")
+    return f"kernels use {threads()}, torch {torch.get_num_threads()}" + (f" ({', '.join(limits)})" if limits else "")
 
 
 def _backends() -> str:

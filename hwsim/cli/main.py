@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import check, data, demo, doctor, listing, measure, report, run, show, simulate
+from hwsim.cli import check, data, demo, doctor, listing, measure, report, run, show, simulate, vectors
 from hwsim.cli.screen import print_error
 from hwsim.errors import HwsimError
 
@@ -53,6 +53,7 @@ app.command("list")(listing.list_names)
 app.command("show")(show.show)
 app.command("check")(check.check)
 app.add_typer(data.app, name="data")
+app.command("vectors")(vectors.vectors)
 app.command("doctor")(doctor.doctor)
 
 

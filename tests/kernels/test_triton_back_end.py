@@ -13,10 +13,11 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
+import hwsim
 from hwsim.arithmetic.mac import MacSpec, parse_mac
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
-from hwsim.kernels import random_bits
+from hwsim.kernels import backends, random_bits
 from hwsim.kernels.reference.matmul import matmul as reference_matmul
 from hwsim.kernels.reference.quantize import cast_array
 from hwsim.kernels.triton_gpu import gemm, rounding
@@ -284,3 +285,41 @@ def test_a_sum_out_of_range_is_an_error_where_the_accumulator_says_so():
     with pytest.raises(SpecError, match="cannot hold"):
         gemm.matmul(a, b, parse_mac("int8 error"))
     assert gemm.matmul(a, b, parse_mac("int8"))[0, 0] == 127
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bfloat16 stochastic8",
+        "float16 stochastic, product=bfloat16 stochastic4",
+        "bfloat16 stochastic, order=kahan",
+        "bfloat16 stochastic, order=chunked(2, float32 stochastic)",
+    ],
+)
+def test_compacted_operands_draw_at_their_original_places(text):
+    """Top-k gathers k (and rows); random bits are those of the original positions."""
+    a, b, _, bias = operands(3, 5, 4, 2)
+    k_places, row_places = np.array([0, 3, 4, 9, 70000]), np.array([1, 5, 6])
+    mac = parse_mac(text)
+    wanted_at = row_places[:, None] * 4 + np.arange(4)
+    wanted = reference_matmul(a, b, mac, None, bias, STREAM, [int(k) for k in k_places], wanted_at)
+    got = gemm.matmul(a, b, mac, None, bias, STREAM, None, k_places, row_places)
+    assert np.array_equal(bits(got), bits(wanted))
+    assert not np.array_equal(bits(got), bits(gemm.matmul(a, b, mac, None, bias, STREAM)))
+
+
+def test_the_public_functions_reach_this_back_end():
+    backends.missing.cache_clear()
+    x = torch.arange(6.0, device=DEVICE).reshape(2, 3) / 7
+    with hwsim.backend("triton"):
+        backends.reset_used()
+        cast = hwsim.quantize(x, "float8_e4m3fn", "stochastic", seed=3)
+        product = hwsim.matmul(x, x.t(), "bfloat16 stochastic8", seed=3)
+        assert backends.used() == ("triton",)
+    with hwsim.backend("reference"):
+        assert np.array_equal(
+            cast.cpu().numpy(), hwsim.quantize(x.cpu().numpy(), "float8_e4m3fn", "stochastic", seed=3)
+        )
+        wanted = hwsim.matmul(x.cpu().numpy(), x.t().cpu().numpy(), "bfloat16 stochastic8", seed=3)
+    assert np.array_equal(product.cpu().numpy(), wanted)
+    backends.missing.cache_clear()

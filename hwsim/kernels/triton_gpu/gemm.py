@@ -67,7 +67,9 @@ def _add(x, y, stream, index, k, RULE: tl.constexpr):
 
 
 @triton.jit
-def _product(a_line, b_line, stream, index, k, stride_ak, stride_bk, row_inside, column_inside, PRODUCT: tl.constexpr):
+def _product(
+    a_line, b_line, stream, index, k, place, stride_ak, stride_bk, row_inside, column_inside, PRODUCT: tl.constexpr
+):
     """The products of one k for a tile of results, exact or rounded by their own rule."""
     x = tl.load(a_line + k * stride_ak, mask=row_inside, other=0.0).to(tl.float64)
     y = tl.load(b_line + k * stride_bk, mask=column_inside, other=0.0).to(tl.float64)
@@ -77,7 +79,7 @@ def _product(a_line, b_line, stream, index, k, stride_ak, stride_bk, row_inside,
         bits = exact.to(tl.int64, bitcast=True)
         word = bits
         if PRODUCT[6] == 6:
-            word = random_word(stream, index, k * 0, k)
+            word = random_word(stream, index, k * 0, place)
         bits, wrong = round_bits(bits, word, PRODUCT)
         exact = _as_float(bits)
     return exact, wrong
@@ -91,6 +93,8 @@ def _matmul(
     bias,
     out,
     trouble,
+    places,
+    row_places,
     m,
     n,
     k,
@@ -112,6 +116,8 @@ def _matmul(
     RESULT: tl.constexpr,
     ORDER: tl.constexpr,
     CHUNK: tl.constexpr,
+    HAS_PLACES: tl.constexpr,
+    HAS_ROW_PLACES: tl.constexpr,
     HAS_C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -124,43 +130,64 @@ def _matmul(
     columns = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_inside, column_inside = rows < m, columns < n
     inside = row_inside[:, None] & column_inside[None, :]
-    index = (group * m + rows)[:, None] * n + columns[None, :]
+    result_at = (group * m + rows)[:, None] * n + columns[None, :]
+    index = result_at
+    if HAS_ROW_PLACES:
+        original = tl.load(row_places + rows, mask=row_inside, other=0)
+        index = (group * m + original)[:, None] * n + columns[None, :]
     a_line = a + group * stride_ag + rows * stride_am
     b_line = b + group * stride_bg + columns * stride_bn
     stream = join_stream(low, middle, high)
     zero = index.to(tl.float64) * 0.0
     total = zero
     if HAS_C:
-        place = group * stride_cg + rows[:, None] * stride_cm + columns[None, :] * stride_cn
-        total = tl.load(c + place, mask=inside, other=0.0).to(tl.float64)
+        start_at = group * stride_cg + rows[:, None] * stride_cm + columns[None, :] * stride_cn
+        total = tl.load(c + start_at, mask=inside, other=0.0).to(tl.float64)
     wrong = index < 0
     none = group * 0  # int64: positions along k are counted in the same type everywhere
     if ORDER == 0:
         for step in range(k):
             at = none + step
+            place = at
+            if HAS_PLACES:
+                place = tl.load(places + at)
             product, bad = _product(
-                a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT
+                a_line,
+                b_line,
+                mix64(stream + 1),
+                index,
+                at,
+                place,
+                stride_ak,
+                stride_bk,
+                row_inside,
+                column_inside,
+                PRODUCT,
             )
-            total, worse = _add(total, product, stream, index, at, ACCUMULATOR)
+            total, worse = _add(total, product, stream, index, place, ACCUMULATOR)
             wrong = wrong | bad | worse
     elif ORDER == 1:
         for first in range(0, k, CHUNK):
             inner = zero
             for step in range(first, tl.minimum(first + CHUNK, k)):
                 at = none + step
+                place = at
+                if HAS_PLACES:
+                    place = tl.load(places + at)
                 product, bad = _product(
                     a_line,
                     b_line,
                     mix64(stream + 1),
                     index,
                     at,
+                    place,
                     stride_ak,
                     stride_bk,
                     row_inside,
                     column_inside,
                     PRODUCT,
                 )
-                inner, worse = _add(inner, product, stream, index, at, ACCUMULATOR)
+                inner, worse = _add(inner, product, stream, index, place, ACCUMULATOR)
                 wrong = wrong | bad | worse
             total, worse = _add(total, inner, mix64(stream + 2), index, none + first // CHUNK, OUTER)
             wrong = wrong | worse
@@ -168,16 +195,29 @@ def _matmul(
         lost = zero
         for step in range(k):
             at = none + step
+            place = at
+            if HAS_PLACES:
+                place = tl.load(places + at)
             product, bad = _product(
-                a_line, b_line, mix64(stream + 1), index, at, stride_ak, stride_bk, row_inside, column_inside, PRODUCT
+                a_line,
+                b_line,
+                mix64(stream + 1),
+                index,
+                at,
+                place,
+                stride_ak,
+                stride_bk,
+                row_inside,
+                column_inside,
+                PRODUCT,
             )
-            term, worse = _add(product, _negated(lost), mix64(stream + 3), index, at, ACCUMULATOR)
+            term, worse = _add(product, _negated(lost), mix64(stream + 3), index, place, ACCUMULATOR)
             wrong = wrong | bad | worse
-            new, worse = _add(total, term, stream, index, at, ACCUMULATOR)
+            new, worse = _add(total, term, stream, index, place, ACCUMULATOR)
             wrong = wrong | worse
-            gained, worse = _add(new, _negated(total), mix64(stream + 4), index, at, ACCUMULATOR)
+            gained, worse = _add(new, _negated(total), mix64(stream + 4), index, place, ACCUMULATOR)
             wrong = wrong | worse
-            lost, worse = _add(gained, _negated(term), mix64(stream + 5), index, at, ACCUMULATOR)
+            lost, worse = _add(gained, _negated(term), mix64(stream + 5), index, place, ACCUMULATOR)
             wrong = wrong | worse
             total = new
     if HAS_BIAS:
@@ -186,9 +226,9 @@ def _matmul(
         wrong = wrong | worse
     bits = total.to(tl.int64, bitcast=True)
     if WIDE:
-        tl.store(out + index, bits, mask=inside)
+        tl.store(out + result_at, bits, mask=inside)
     else:
-        tl.store(out + index, carrier_bits(bits), mask=inside)
+        tl.store(out + result_at, carrier_bits(bits), mask=inside)
     if REPORT:
         tl.atomic_max(trouble, tl.max(tl.max((wrong & inside).to(tl.int32), axis=1), axis=0))
 
@@ -398,7 +438,17 @@ def _fused_matmul(
         tl.store(out + index, carrier_bits(bits), mask=inside)
 
 
-def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream: int = 0, out: Any = None) -> Any:
+def matmul(
+    a: Any,
+    b: Any,
+    mac: MacSpec,
+    c: Any = None,
+    bias: Any = None,
+    stream: int = 0,
+    out: Any = None,
+    k_positions: Any = None,
+    row_positions: Any = None,
+) -> Any:
     """Return a (..., m, k) @ b (..., k, n) in the arithmetic of `mac` on the device of a; see `hwsim.kernels.matmul`.
 
     Raises:
@@ -441,7 +491,8 @@ def matmul(a: Any, b: Any, mac: MacSpec, c: Any = None, bias: Any = None, stream
         if isinstance(mac.order, Fused):
             _fused_matmul[grid](*arguments, m, n, k, *strides, **fused_constants(mac.order), **common)
         else:
-            _run_steps(grid, arguments, (m, n, k), strides, mac, stream, common)
+            positions = (_positions(k_positions, x.device), _positions(row_positions, x.device))
+            _run_steps(grid, arguments, (m, n, k), strides, mac, stream, positions, common)
     if given_numpy and out is None:
         return result.numpy()
     return result if out is None else out
@@ -454,6 +505,7 @@ def _run_steps(
     strides: list[int],
     mac: MacSpec,
     stream: int,
+    positions: tuple[torch.Tensor | None, torch.Tensor | None],
     common: dict[str, Any],
 ) -> None:
     """Launch the kernel that rounds after every product, and raise what it reports."""
@@ -469,6 +521,7 @@ def _run_steps(
     _matmul[grid](
         *arguments,
         trouble,
+        *(arguments[0] if t is None else t for t in positions),
         *sizes,
         *strides,
         *stream_parts(stream),
@@ -479,6 +532,8 @@ def _run_steps(
         ORDER=CHUNKED if isinstance(order, Chunked) else KAHAN if isinstance(order, Kahan) else SEQUENTIAL,
         CHUNK=order.size if isinstance(order, Chunked) else 1,
         REPORT=report,
+        HAS_PLACES=positions[0] is not None,
+        HAS_ROW_PLACES=positions[1] is not None,
         **common,
     )
     if report and int(trouble):
@@ -539,6 +594,13 @@ def fits(fmt: NumberFormat, random_bits: int) -> bool:
 def _stochastic(mac: MacSpec) -> tuple[bool, ...]:
     casts = (mac.cast, result_cast(mac), *([mac.product] if isinstance(mac.product, Cast) else []))
     return tuple(cast.rounding.stochastic for cast in casts)
+
+
+def _positions(given: Any, device: torch.device) -> torch.Tensor | None:
+    """Return original positions as int64 on the device, or None."""
+    import torch
+
+    return None if given is None else torch.as_tensor(given, dtype=torch.int64, device=device).contiguous()
 
 
 def _start(c: Any, mac: MacSpec, device: torch.device) -> torch.Tensor:

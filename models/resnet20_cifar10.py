@@ -5,6 +5,8 @@ Shortcuts where the size changes take every second pixel and pad channels with z
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,9 +39,7 @@ class ResNet(nn.Module):
         self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         sizes = [width, *(width << group for group in range(3) for _ in range(blocks))]
-        self.blocks = nn.Sequential(
-            *(Block(i, o, 2 if o > i else 1) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
-        )
+        self.blocks = nn.Sequential(*(Block(i, o, 2 if o > i else 1) for i, o in pairwise(sizes)))
         self.fc = nn.Linear(width << 2, 10)
 
     def forward(self, x: Tensor) -> Tensor:

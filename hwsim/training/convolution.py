@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from hwsim import kernels
 from hwsim.arithmetic.mac import Native
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
 from hwsim.training.conv_selection import ThinnedMaps, thin_maps
-from hwsim.training.gemm import add_bias, multiply, read, read_along, same_reading, store, sum_rows
+from hwsim.training.gemm import add_bias, is_random, multiply, read, read_along, same_reading, store, sum_rows
 from hwsim.training.linear import refuse_double_backward
 from hwsim.training.step import Site
 from hwsim.workload import ConvGeometry
@@ -42,9 +43,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site: Site) -> Tensor:
         """Compute the output GEMMs."""
-        y, x_read, weight_read = output(x, weight, window, site)
-        if bias is not None:
-            y = add_bias(y, bias.reshape(1, -1, 1, 1), site)
+        y, x_read, weight_read = output(x, weight, bias, window, site)
         keep_x = same_reading(site, "input", "output", "grad_weight")
         keep_weight = same_reading(site, "weight", "output", "grad_input")
         ctx.save_for_backward(x_read if keep_x else x, weight_read if keep_weight else weight)
@@ -73,31 +72,40 @@ class Convolution(torch.autograd.Function):
         return x_gradient, weight_gradient, bias_gradient, None, None
 
 
-def output(x: Tensor, weight: Tensor, window: Window, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums (n, c_out, oh, ow), and the operands as they were read."""
+def output(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site: Site
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums (n, c_out, oh, ow) with the bias added, and the operands as they were read."""
     gemm, blocks = "output", in_blocks(site, "input", "output")
     x_read = x if blocks else read(x, site, "input", gemm)
     kernel = weight.shape[2:]
     weight_read = read(weight.flatten(1), site, "weight", gemm)
     if isinstance(site.precision.mac(gemm).order, Native) and not blocks:
         weight_read = weight_read.reshape(weight.shape)
-        options = (None, window.stride, window.padding, window.dilation, window.groups)
+        options = (bias, window.stride, window.padding, window.dilation, window.groups)
         y = site.step.auditor.run(lambda a, b: functional.conv2d(a, b, *options), x_read, weight_read)
         return y, x_read, weight_read
+    if not blocks and has_kernels(x):
+        weight_read = weight_read.reshape(weight.shape)
+        bias_read = None if bias is None else read(bias, site, "bias", gemm)
+        y = kernels.conv_output(x_read, weight_read, bias=bias_read, **settings(window, site, gemm))
+        return y.float(), x_read, weight_read
     columns = unfold(x_read, kernel, window)  # n, c kh kw, oh ow
     sums = []
     for w, part in zip(weight_read.chunk(window.groups), columns.chunk(window.groups, 1), strict=True):
         operand = read_along(part, 1, site, "input", gemm) if blocks else part
         sums.append(multiply(w.expand(len(x), *w.shape), operand, site, gemm))
     size = output_size(x.shape, kernel, window)
-    y = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
-    return y.reshape(len(x), len(weight), *size), x_read, weight_read.reshape(weight.shape)
+    y = (sums[0] if len(sums) == 1 else torch.cat(sums, 1)).reshape(len(x), len(weight), *size)
+    if bias is not None:
+        y = add_bias(y, bias.reshape(1, -1, 1, 1), site)
+    return y, x_read, weight_read.reshape(weight.shape)
 
 
 def grad_input(
     thinned: ThinnedMaps, weight: Tensor, is_read: bool, shape: torch.Size, window: Window, site: Site
 ) -> Tensor:
-    """Return dL/dx (n, c, h, w): a convolution of the gradient, spread by the stride, with the turned kernels."""
+    """Return dL/dx (n, c, h, w): the gradient, spread by the stride, under each kernel element that it came through."""
     gemm, mac = "grad_input", site.precision.mac("grad_input")
     gradient, weight = thinned.gradient, weight if thinned.channels is None else weight[thinned.channels]
     blocks = in_blocks(site, "gradient", gemm) or in_blocks(site, "weight", gemm)
@@ -107,15 +115,19 @@ def grad_input(
         options = (window.stride, window.padding, window.dilation, window.groups)
         product = site.step.auditor.run(lambda a, b: conv2d_input(shape, a, b, *options), w, g)
         return store(product, site, "activation_gradient", gemm, mac)
+    if not blocks and has_kernels(g):
+        product = kernels.conv_grad_input(g, w, tuple(shape), **settings(window, site, gemm)).float()
+        return store(product, site, "activation_gradient", gemm, mac)
     spread, turned = spread_out(g, shape, w.shape[2:], window)
-    columns = unfold(spread, w.shape[2:], turned)  # n, c_out kh kw, h w
+    columns = unfold(spread, w.shape[2:], turned).unflatten(1, (len(w), *w.shape[2:]))
+    columns = columns.flip(2, 3).flatten(1, 3)  # n, c_out kh kw, h w: what kernel element (kh, kw) is multiplied with
     parts = []
-    for kernels, part in zip(w.chunk(window.groups), columns.chunk(window.groups, 1), strict=True):
-        flipped = kernels.flip(2, 3).transpose(0, 1).flatten(1)  # c, c_out kh kw
+    for part_weight, part in zip(w.chunk(window.groups), columns.chunk(window.groups, 1), strict=True):
+        rows = part_weight.transpose(0, 1).flatten(1)  # c, c_out kh kw
         if blocks:
-            flipped = flipped if is_read else read(flipped, site, "weight", gemm)
+            rows = rows if is_read else read(rows, site, "weight", gemm)
             part = read_along(part, 1, site, "gradient", gemm)  # noqa: PLW2901
-        parts.append(multiply(flipped.contiguous().expand(shape[0], *flipped.shape), part, site, gemm))
+        parts.append(multiply(rows.contiguous().expand(shape[0], *rows.shape), part, site, gemm))
     product = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return store(product.reshape(shape), site, "activation_gradient", gemm, mac)
 
@@ -133,6 +145,8 @@ def grad_weight(
     if isinstance(mac.order, Native) and not blocks:
         options = (window.stride, window.padding, window.dilation, window.groups)
         product = site.step.auditor.run(lambda a, b: conv2d_weight(a, kept_shape, b, *options), source, g)
+    elif not blocks and has_kernels(g):
+        product = kernels.conv_grad_weight(g, source, tuple(kept_shape), **settings(window, site, gemm)).float()
     else:
         columns = unfold(source, shape[2:], window).transpose(1, 2).flatten(0, 1)  # n oh ow, c kh kw
         rows = g.transpose(0, 1).flatten(1)  # c_out, n oh ow
@@ -151,6 +165,27 @@ def grad_weight(
     return whole
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Return whether convolution kernels work where the tensor is; if not, and for blocks, im2col is written out.
+
+    Both give the same bits: the order of the sum is the same.
+    """
+    return x.device.type == "cpu"
+
+
+def settings(window: Window, site: Site, gemm: str) -> dict[str, Any]:
+    """Return the arguments that all three convolution kernels share."""
+    mac = site.precision.mac(gemm)
+    return {
+        "mac": mac,
+        "stride": window.stride,
+        "padding": window.padding,
+        "dilation": window.dilation,
+        "groups": window.groups,
+        "stream": site.stream(gemm, "sum") if is_random(mac) else 0,
+    }
+
+
 def unfold(x: Tensor, kernel: Any, window: Window) -> Tensor:
     """Return im2col: (n, c kh kw, oh ow), the values under the window at each output position."""
     return functional.unfold(x, tuple(kernel), window.dilation, window.padding, window.stride)
@@ -159,7 +194,7 @@ def unfold(x: Tensor, kernel: Any, window: Window) -> Tensor:
 def spread_out(g: Tensor, shape: torch.Size, kernel: Any, window: Window) -> tuple[Tensor, Window]:
     """Return the gradient with stride - 1 zeros between its elements and padded, and the window that moves over it.
 
-    A kernel turned by 180 degrees moved over it with stride 1 gives dL/dx.
+    A window moved over it with stride 1 sees, turned by 180 degrees, the gradients that an input element gets.
     """
     pads: list[int] = []
     for axis in (1, 0):  # functional.pad starts with the last axis

@@ -53,7 +53,8 @@ SELECTING = _names(
     """
     relu threshold max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
     boolean_dispatch adaptive_max_pool1d adaptive_max_pool2d fn
-    _pack_padded_sequence _pad_packed_sequence masked_fill masked_select where clone cat concat concatenate stack hstack vstack dstack pad embedding
+    _pack_padded_sequence _pad_packed_sequence masked_fill masked_select where clone
+    cat concat concatenate stack hstack vstack dstack pad embedding
     index_select gather take take_along_dim __getitem__ __setitem__ copy_ fill_ zero_ flip roll repeat
     repeat_interleave tile tril triu abs neg __neg__ max min maximum minimum amax amin
     sort topk kthvalue median cummax cummin scatter index_put index_copy index_fill masked_scatter

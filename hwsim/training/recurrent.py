@@ -1,6 +1,7 @@
 """Recurrent layers as what they are made of: one GEMM over all time steps for inputs, one a step for the state.
 
-torch runs each of them as one fused op. Gradients of the recurrent weights, one part for each time step, meet in float32.
+torch runs each of them as one fused op. Gradients of the recurrent weights, one part for each time step, meet in
+float32.
 """
 
 from __future__ import annotations

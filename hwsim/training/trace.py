@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,7 @@ class _Graph:
         layer: str,
         reads: Sequence[str],
         writes: Sequence[str],
-        **more: object,
+        **more: Any,
     ) -> None:
         """Append an op."""
         self.ops.append(
@@ -164,7 +165,7 @@ class _Graph:
                 tuple(writes),
                 **more,
             )
-        )  # type: ignore[arg-type]
+        )
 
     def read(
         self, name: str, cast: Cast | None, gemm: str, phase: Phase, layer: str, selection: str | None = None

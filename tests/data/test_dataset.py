@@ -13,7 +13,7 @@ from hwsim.errors import SpecError, UnsupportedError
 def test_digits_need_no_files():
     data = load("digits")
     assert (len(data.train), len(data.dev), len(data.test)) == (1199, 299, 299)
-    assert data.train.inputs.dtype == np.float32 and 0 <= data.train.inputs.min() and data.train.inputs.max() == 1
+    assert data.train.inputs.dtype == np.float32 and data.train.inputs.min() == 0 and data.train.inputs.max() == 1
     assert set(data.test.targets) == set(range(10))
 
 

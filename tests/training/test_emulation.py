@@ -175,7 +175,7 @@ def test_a_gemm_behind_our_back_is_caught():
 
     x = torch.randn(4, 4, requires_grad=True)
     with (
-        pytest.raises(UnsupportedError, match="escaped emulation: torch ran aten.mm on 4 x 4 and 4 x 4"),
+        pytest.raises(UnsupportedError, match=r"escaped emulation: torch ran aten\.mm on 4 x 4 and 4 x 4"),
         emulated(FP8),
     ):
         Sly.apply(x)

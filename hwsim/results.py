@@ -151,20 +151,20 @@ def compact_json(value: Any, indent: int = 0) -> str:
 
     What fits on one line stays on one line; longer lists and mappings have one entry a line.
     """
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if len(line) + indent <= _LINE or not isinstance(value, list | dict):
-        return line
-    inside = " " * (indent + 1)
-    if isinstance(value, list):
-        parts = [compact_json(item, indent + 1) for item in value]
-        ends = "[]"
-    else:
-        parts = [
-            f"{json.dumps(key, ensure_ascii=False)}: {compact_json(item, indent + 1)}" for key, item in value.items()
-        ]
+    if not isinstance(value, list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, dict):
         ends = "{}"
-    separator = f",\n{inside}"
-    return f"{ends[0]}\n{inside}{separator.join(parts)}\n{' ' * indent}{ends[1]}"
+        names = [f"{json.dumps(str(key), ensure_ascii=False)}: " for key in value]
+        parts = [name + compact_json(item, indent + 1) for name, item in zip(names, value.values(), strict=True)]
+    else:
+        ends = "[]"
+        parts = [compact_json(item, indent + 1) for item in value]
+    fits = sum(map(len, parts)) + 2 * len(parts) + indent <= _LINE and not any("\n" in part for part in parts)
+    if fits:
+        return f"{ends[0]}{', '.join(parts)}{ends[1]}"
+    inside = "\n" + " " * (indent + 1)
+    return f"{ends[0]}{inside}{f',{inside}'.join(parts)}\n{' ' * indent}{ends[1]}"
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -41,6 +41,7 @@ def _scripts(drawings: Sequence[Drawing]) -> str:
         return ""
     data = json.dumps([{"data": drawing.data, "layout": drawing.layout} for drawing in drawings], allow_nan=False)
     return (
+        "<noscript><p>Plots need JavaScript; their numbers stand in the tables below each of them.</p></noscript>\n"
         f'<script type="application/json" id="drawings">{_in_script(data)}</script>\n'
         f"<script>{_plotly()}</script>\n<script>{_asset('page.js')}</script>\n"
     )

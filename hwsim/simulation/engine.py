@@ -119,7 +119,7 @@ def gemm_workload(gemms: Iterable[tuple[int, int, int, str | NumberFormat]], nam
                 m=m,
                 n=n,
                 k=k,
-                mac=MacSpec(),
+                mac=MacSpec(order="accelerator"),
             )
         )
     if not ops:

@@ -41,43 +41,46 @@ def place(
             uses.setdefault(tensor, []).append(index)
     resident: dict[str, bool] = {}  # tensor -> stored in DRAM as well
     placements: list[Placement] = []
-    spills: list[str] = []
 
     def next_use(tensor: str, after: int) -> int:
         return next((use for use in uses.get(tensor, ()) if use > after), -1)
 
     for index, access in enumerate(accesses):
-        held = sum(sizes[tensor] for tensor in resident)
         hits = frozenset(tensor for tensor in access.reads if tensor in resident)
-        before = tuple(spills)
-        spills = []
-        for tensor in access.writes:  # a new value makes the old one worthless
-            resident.pop(tensor, None)
-        candidates = dict(resident)
+        candidates = {tensor: stored for tensor, stored in resident.items() if tensor not in access.writes}
         for tensor in access.reads:
             candidates.setdefault(tensor, True)
         for tensor in access.writes:
             candidates[tensor] = tensor in persistent
-        kept = _keep(candidates, sizes, capacity, {t: next_use(t, index) for t in candidates})
-        for tensor, stored in resident.items():
-            if tensor not in kept and not stored and next_use(tensor, index) >= 0:
-                spills.append(tensor)
+        kept = _keep(candidates, hits, sizes, capacity, {t: next_use(t, index) for t in candidates})
+        spills = tuple(
+            tensor
+            for tensor, stored in resident.items()
+            if tensor not in kept and tensor not in access.writes and not stored and next_use(tensor, index) >= 0
+        )
         writes = frozenset(tensor for tensor in access.writes if tensor not in persistent and tensor in kept)
-        resident = {tensor: candidates[tensor] for tensor in kept}
-        placements.append(Placement(hits, writes, before, held))
+        held = sum(sizes[tensor] for tensor in hits | kept)
+        resident = {tensor: candidates[tensor] for tensor in candidates if tensor in kept}
+        placements.append(Placement(hits, writes, spills, held))
     return placements
 
 
 def _keep(
-    candidates: Mapping[str, bool], sizes: Mapping[str, int], capacity: int, uses: Mapping[str, int]
-) -> list[str]:
-    """The tensors that stay: nearest next use first, as long as they fit; those without one leave."""
-    kept, held = [], 0
+    candidates: Mapping[str, bool],
+    hits: frozenset[str],
+    sizes: Mapping[str, int],
+    capacity: int,
+    uses: Mapping[str, int],
+) -> frozenset[str]:
+    """The tensors that stay: nearest next use first, as long as they fit beside those that the op reads (`hits`)."""
+    kept = set()
+    held = sum(sizes[tensor] for tensor in hits)
     for tensor in sorted((t for t in candidates if uses[t] >= 0), key=lambda t: (uses[t], t)):
-        if held + sizes[tensor] <= capacity:
-            kept.append(tensor)
-            held += sizes[tensor]
-    return kept
+        size = 0 if tensor in hits else sizes[tensor]
+        if held + size <= capacity:
+            kept.add(tensor)
+            held += size
+    return frozenset(kept)
 
 
 def peak_bytes(accesses: Sequence[Access], sizes: Mapping[str, int], persistent: frozenset[str]) -> int:

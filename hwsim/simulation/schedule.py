@@ -13,11 +13,13 @@ from fractions import Fraction
 
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.arithmetic.number import NumberFormat
+from hwsim.errors import SpecError
 from hwsim.hardware import mapping as mappings
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import GemmWork, ceil_div, chip_elements, room_bytes
+from hwsim.hardware.mapping import GemmWork, ceil_div, chip_elements, footprint_bytes, room_bytes
 from hwsim.simulation.bounds import bound_ticks
 from hwsim.simulation.gemm_work import (
+    Mapped,
     Mapper,
     accumulation_order,
     priced_macs,
@@ -249,10 +251,20 @@ class _Scheduler:
             task.order = "sequential"
             return nodes
         pinned = self.pin(op)
-        mapped = self.mapper.choose(work, room) if pinned is None else self.mapper.map(work, pinned.clipped(work))
+        mapped = self.mapper.choose(work, room) if pinned is None else self._pinned(op, work, pinned, room)
         task.mapping, task.order = str(mapped.mapping), accumulation_order(self.machine, work, mapped.mapping)
         task.alone_ticks, task.bound_ticks = mapped.ticks, bound_ticks(work, self.machine)
         return mapped.nodes
+
+    def _pinned(self, op: Op, work: GemmWork, pinned: mappings.Mapping, room: int) -> Mapped:
+        mapping = pinned.clipped(work)
+        taken = footprint_bytes(work, mapping, self.machine.scratchpad.buffers)
+        if taken > room:
+            raise SpecError(
+                f"mapping of {op.id}: {mapping} takes {taken} bytes of {self.machine.scratchpad.name}, "
+                f"{self.machine.name} has {room} for tiles"
+            )
+        return self.mapper.map(work, mapping)
 
     def _copies_before(self, op: Op, task: Task, work: GemmWork) -> None:
         """Operands that the machine must copy first: read across their layout, or rows picked from the weights."""

@@ -137,7 +137,7 @@ def workload_of(
     """
     if not layers:
         raise SpecError(f"workload {name}: got no layers, expected at least one")
-    builder = _Builder(batch, parse_format(format), mac or MacSpec(), optimizer_states, topk)
+    builder = _Builder(batch, parse_format(format), mac or MacSpec(order="accelerator"), optimizer_states, topk)
     builder.forward(layers, training)
     if training:
         builder.backward(layers)

@@ -43,18 +43,21 @@ def test_reads_miss_as_rarely_as_possible_where_tensors_are_equally_large():
 def test_a_result_that_stays_needs_no_store_and_one_that_leaves_early_is_spilled():
     accesses = [
         Access(("x",), ("y",)),
-        Access(("y",), ("z",)),
-        Access(("z", "w"), ("v",)),
+        Access(("w",), ("z",)),
+        Access(("z",), ("v",)),
         Access(("y", "v"), ("out",)),
     ]
     sizes = dict.fromkeys("xyzwv", 10) | {"out": 10}
     roomy = place(accesses, sizes, frozenset(), 100)
-    assert roomy[1].on_chip_reads == {"y"}
+    assert roomy[2].on_chip_reads == {"z"}
     assert roomy[3].on_chip_reads == {"y", "v"}
     assert not any(p.spills for p in roomy)
     tight = place(accesses, sizes, frozenset(), 10)
-    assert tight[2].spills == ("y",)  # z is used sooner, so y left: it is stored before op 2 and fetched again by op 3
+    assert tight[1].spills == ("y",)  # z is used sooner: y leaves before op 1 begins, and op 3 fetches it again
+    assert tight[2].on_chip_reads == {"z"}
     assert "y" not in tight[3].on_chip_reads
+    # While z is read it takes its place, so v cannot stay beside it.
+    assert tight[2].on_chip_writes == frozenset()
 
 
 def test_persistent_results_are_stored_in_any_case():

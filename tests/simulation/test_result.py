@@ -73,6 +73,8 @@ def test_mappings_can_be_pinned_by_pattern_and_unused_pins_are_noted(chip):
     assert any("nothing.*" in note for note in result.notes)
     with pytest.raises(SpecError, match="mapping: got 'fast'"):
         simulate(workload, chip, mapping="fast")
+    with pytest.raises(SpecError, match=r"mapping of gemm0: .* bytes of scratchpad, systolic_32x32 has 524288"):
+        simulate_gemms([(900, 900, 900, "int8")], chip, mapping="weight_stationary tile=900x900x900 order=mnk keep=-")
 
 
 def test_a_plan_that_sums_in_another_order_is_noted(chip):

@@ -99,7 +99,7 @@ def conv_grad_input(
     _check_grad(grad2.shape, g)
     spec = parse_mac(mac)
     if isinstance(spec.order, Native):
-        import torch.nn.grad as torch_grad  # noqa: PLC0415
+        import torch.nn.grad as torch_grad
 
         call = torch_grad.conv1d_input if flat else torch_grad.conv2d_input
         return _native(grad, lambda _f, t: call(
@@ -136,7 +136,7 @@ def conv_grad_weight(
     _check_grad(grad2.shape, g)
     spec = parse_mac(mac)
     if isinstance(spec.order, Native):
-        import torch.nn.grad as torch_grad  # noqa: PLC0415
+        import torch.nn.grad as torch_grad
 
         call = torch_grad.conv1d_weight if flat else torch_grad.conv2d_weight
         return _native(grad, lambda _f, t: call(
@@ -175,7 +175,7 @@ def _run(
         return
     if name == "numba" and _by_patches(left, items, mac, stream):
         return
-    from hwsim.kernels.numba_cpu.matmul import Patches  # noqa: PLC0415
+    from hwsim.kernels.numba_cpu.matmul import Patches
 
     for values, k_places, n_places, out, first in items:
         right = Patches(values, k_places, n_places).matrix()
@@ -184,7 +184,7 @@ def _run(
 
 def _by_patches(left: np.ndarray, items: list[Any], mac: MacSpec, stream: int) -> bool:
     """Try the compiled kernel over patches; False where it has no such case."""
-    from hwsim.kernels.numba_cpu.matmul import Patches, facts, matrix, multiply_patches  # noqa: PLC0415
+    from hwsim.kernels.numba_cpu.matmul import Patches, facts, matrix, multiply_patches
 
     try:
         whole = [facts(matrix(v.reshape(1, -1))) for v in {id(item[0]): item[0] for item in items}.values()]
@@ -224,7 +224,8 @@ def _two_dimensional(x: Any, other: Any) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return both operands with four axes, and whether they had three (one dimension)."""
     a, b = _array(x), _array(other)
     if a.ndim != b.ndim or a.ndim not in (3, 4):
-        raise SpecError(f"convolution: got shapes {a.shape} and {b.shape}, expected both (n, c, h, w) or both (n, c, w)")
+        expected = "both (n, c, h, w) or both (n, c, w)"
+        raise SpecError(f"convolution: got shapes {a.shape} and {b.shape}, expected {expected}")
     if a.ndim == 3:
         return a[:, :, None, :], b[:, :, None, :], True
     return a, b, False
@@ -233,7 +234,7 @@ def _two_dimensional(x: Any, other: Any) -> tuple[np.ndarray, np.ndarray, bool]:
 def _geometry(
     x: Sequence[int], weight: Sequence[int], stride: Pair, padding: Pair, dilation: Pair, groups: int, flat: bool
 ) -> _Geometry:
-    pairs = [_pair(v, rest, flat) for v, rest in ((stride, 1), (padding, 0), (dilation, 1))]
+    steps, pads, gaps = (_pair(v, rest, flat) for v, rest in ((stride, 1), (padding, 0), (dilation, 1)))
     batch, channels, height, width = (int(v) for v in x)
     out_channels, per_group, kh, kw = (int(v) for v in weight)
     if groups < 1 or channels % groups or out_channels % groups or per_group != channels // groups:
@@ -241,7 +242,7 @@ def _geometry(
             f"convolution: got {channels} channels, weights of {tuple(weight)} and {groups} groups, "
             f"expected weights of (c_out, {channels} / groups, ...)"
         )
-    g = _Geometry(batch, channels, (height, width), out_channels, (kh, kw), *pairs, groups)
+    g = _Geometry(batch, channels, (height, width), out_channels, (kh, kw), steps, pads, gaps, groups)
     if min(g.out_size) < 1 or min(*g.stride, *g.dilation) < 1 or min(g.padding) < 0:
         raise SpecError(f"convolution: got input of {g.size} and {g}, expected an output of 1 x 1 or more")
     return g
@@ -306,14 +307,14 @@ def _array(x: Any) -> np.ndarray:
 def _like(x: Any, result: np.ndarray) -> Any:
     if not backends.is_tensor(x):
         return result
-    import torch  # noqa: PLC0415
+    import torch
 
     return torch.from_numpy(result)
 
 
 def _native(like: Any, call: Any) -> Any:
     """float32 by torch, in whatever order this machine takes."""
-    import torch  # noqa: PLC0415
+    import torch
 
     def tensor(x: Any) -> Any:
         return x.detach() if backends.is_tensor(x) else torch.from_numpy(np.ascontiguousarray(x))

@@ -63,7 +63,8 @@ def matmul(
     spec = mac if isinstance(mac, MacSpec) else parse_mac(mac)
     a, b = _operand(a, "a"), _operand(b, "b")
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise SpecError(f"matmul: got a of {tuple(a.shape)} and b of {tuple(b.shape)}, expected (..., m, k), (..., k, n)")
+        got = f"a of {tuple(a.shape)} and b of {tuple(b.shape)}"
+        raise SpecError(f"matmul: got {got}, expected (..., m, k) and (..., k, n)")
     name = backends.choose(backends.device_of(a))
     order = type(spec.order)
     if order is Native:
@@ -125,7 +126,7 @@ def _result(a: Any, b: Any, mac: MacSpec, out: Any) -> tuple[Any, np.ndarray]:
         if not backends.is_tensor(a):
             out = np.empty(shape, carrier)
             return out, out
-        import torch  # noqa: PLC0415
+        import torch
 
         out = torch.empty(shape, dtype=getattr(torch, carrier))
         return out, out.numpy()
@@ -178,7 +179,7 @@ class Job:
         if name == "reference":
             self._reference()
             return
-        from hwsim.kernels.numba_cpu import matmul as compiled  # noqa: PLC0415
+        from hwsim.kernels.numba_cpu import matmul as compiled
 
         work = self.out.size * self.a.shape[1]
         try:
@@ -192,9 +193,9 @@ class Job:
             self._reference()
 
     def _reference(self) -> None:
-        from hwsim.kernels.reference import matmul as reference  # noqa: PLC0415
+        from hwsim.kernels.reference import matmul as reference
 
-        m, n = self.out.shape
+        n = self.out.shape[1]
         indices = None if self.indices is None else self.indices[:, None] + np.arange(n)
         self.out[...] = reference.matmul(
             _numpy(self.a), _numpy(self.b), self.mac, self.start, self.bias, self.stream,

@@ -81,11 +81,11 @@ def select_topk(
             return Kept(everything, None, extent, rows)
         return Kept(np.tile(everything, rows), np.arange(rows + 1, dtype=np.int64) * extent, extent, rows)
     if name == "reference":
-        from hwsim.kernels.reference.select import select  # noqa: PLC0415
+        from hwsim.kernels.reference.select import select
     elif name == "triton":
         raise UnsupportedError("select_topk: the triton back end has no selection of its own; use numba")
     else:
-        from hwsim.kernels.numba_cpu.select import select  # noqa: PLC0415
+        from hwsim.kernels.numba_cpu.select import select
     indices, offsets, has_nan = select(flat, int(kept), rank_over == "batch", score == "random", stream)
     _refuse_nan(has_nan)
     return Kept(indices, None if rank_over == "batch" else offsets, extent, rows)

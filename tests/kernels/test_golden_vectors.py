@@ -35,7 +35,8 @@ def test_files_hold_operands_and_right_answers(tmp_path, mac, inputs, result):
         c = decode_code(parse_format(result), words["c"][i][0])
         d = decode_code(parse_format(result), words["d"][i][0])
         with hwsim.backend("numba"):
-            expected = hwsim.matmul(np.array([a], np.float32), np.array(b, np.float32)[:, None], mac, np.full((1, 1), c))
+            left, right = np.array([a], np.float32), np.array(b, np.float32)[:, None]
+            expected = hwsim.matmul(left, right, mac, np.full((1, 1), c))
         assert np.array_equal(expected[0, 0], d, equal_nan=True)
         assert np.array_equal(stored["d"][i], d, equal_nan=True)
     header = (tmp_path / "vectors.vh").read_text()

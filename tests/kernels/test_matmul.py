@@ -19,7 +19,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import matmul
 from hwsim.kernels.numba_cpu import matmul as compiled
-from hwsim.kernels.numba_cpu import matmul_plan, threads
+from hwsim.kernels.numba_cpu import matmul_blas, matmul_plan, threads
 
 FLOATS = ["bfloat16", "float16", "float32", "tf32", "e6m9", "e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "e4m3"]
 FIXED = ["int16", "fixed16.8", "fixed24.12", "fixed48.20", "ufixed16.8", "fixed12.14"]
@@ -80,11 +80,12 @@ def compare_a_random_case(data):
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     accumulator = data.draw(st.sampled_from(FLOATS + FIXED))
-    overflow = data.draw(st.sampled_from(["native", "saturate", "wrap"] if accumulator in FIXED else ["native", "saturate"]))
-    rounding = data.draw(st.sampled_from(ROUNDINGS))
-    mac = MacSpec(accumulator, rounding, overflow, data.draw(st.sampled_from(PRODUCTS)), data.draw(st.sampled_from(ORDERS)))
+    overflow = data.draw(st.sampled_from(["native", "saturate", "wrap"][: 3 if accumulator in FIXED else 2]))
+    rounding, product = data.draw(st.sampled_from(ROUNDINGS)), data.draw(st.sampled_from(PRODUCTS))
+    mac = MacSpec(accumulator, rounding, overflow, product, data.draw(st.sampled_from(ORDERS)))
     fmt, kind = data.draw(st.sampled_from([
-        ("float8_e4m3fn", "normal"), ("bfloat16", "wide"), ("float32", "small"), ("float16", "ties"), ("bfloat16", "zeros"),
+        ("float8_e4m3fn", "normal"), ("bfloat16", "wide"), ("float32", "small"), ("float16", "ties"),
+        ("bfloat16", "zeros"),
     ]))  # fmt: skip
     m, k, n = (data.draw(st.sampled_from(sizes)) for sizes in ([1, 5, 9], [0, 1, 7, 13], [1, 3, 18, 66]))
     if m * k * n > 1500:
@@ -125,7 +126,8 @@ def test_sums_just_beside_a_midpoint_are_rounded_once(accumulator, rounding):
 def test_the_known_double_rounding_cases_come_out_right():
     for accumulator, c, x, y, right, _ in TRAPS:
         if right is not None:
-            got, expected = both(np.full((1, 1), x, np.float32), np.full((1, 1), y, np.float32), accumulator, np.full((1, 1), c))
+            a, b = np.full((1, 1), x, np.float32), np.full((1, 1), y, np.float32)
+            got, expected = both(a, b, accumulator, np.full((1, 1), c))
             assert got[0, 0] == expected[0, 0] == right
 
 
@@ -159,8 +161,10 @@ def test_the_comparison_sees_a_wrong_rounding(wrong):
 
 
 # --------------------------------------------------------------------------------------- special values and shapes
-@pytest.mark.parametrize("mac", ["bfloat16", "float16", "float32", "float8_e4m3fn", "e5m10 saturate", "float32 down",
-                                 "bfloat16, order=chunked(2)", "bfloat16, order=pairwise", "float16, order=kahan"])  # fmt: skip
+@pytest.mark.parametrize("mac", [
+    "bfloat16", "float16", "float32", "float8_e4m3fn", "e5m10 saturate", "float32 down", "bfloat16, order=chunked(2)",
+    "bfloat16, order=pairwise", "float16, order=kahan",
+])  # fmt: skip
 def test_infinities_nan_and_overflow_follow_the_reference(mac):
     values = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, -1e-45, 65504.0], np.float32)
     a, b = np.repeat(values, len(values))[:, None], np.tile(values, len(values))[:, None]
@@ -179,8 +183,9 @@ def test_unusual_nan_patterns_come_out_canonical():
         assert (bits(got) == 0x7FC0_0000).all()
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (4, 3, 64), (5, 2, 65), (29, 3, 130)])
-def test_degenerate_and_odd_shapes(m, k, n):
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (4, 3, 64), (5, 2, 65), (29, 3, 130)])
+def test_degenerate_and_odd_shapes(shape):
+    m, k, n = shape
     rng = np.random.default_rng(1)
     a, b = operand(rng, (m, k), "bfloat16", "normal"), operand(rng, (k, n), "bfloat16", "normal")
     for mac in ("bfloat16", "e5m3 stochastic", "float32, order=chunked(2)"):
@@ -213,7 +218,8 @@ def test_c_and_bias_join_the_sum_in_the_accumulator():
     rng = np.random.default_rng(4)
     a, b = operand(rng, (5, 9), "bfloat16", "normal"), operand(rng, (9, 7), "bfloat16", "normal")
     c, bias = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal(7).astype(np.float32)
-    for mac in ("bfloat16", "bfloat16 stochastic", "e5m3, order=chunked(4)", "bfloat16, order=pairwise", "float16, order=exact"):
+    orders = ("e5m3, order=chunked(4)", "bfloat16, order=pairwise", "float16, order=exact")
+    for mac in ("bfloat16", "bfloat16 stochastic", *orders):
         assert_same(*both(a, b, parse_mac(mac), c, bias, seed=2))
     wide = matmul(a, b, "float64", bias=bias.astype(np.float64))
     assert np.allclose(wide, a.astype(np.float64) @ b + bias)
@@ -285,9 +291,27 @@ def test_products_by_table():
     table = ProductTable("approximate", fmt, fmt, products.astype("<f8").tobytes())
     a, b = rng.integers(-8, 8, (3, 17)).astype(np.float32), rng.integers(-8, 8, (17, 34)).astype(np.float32)
     exact = MacSpec("int16", product=table)
-    assert matmul(a, b, exact)[1, 2] == sum(products[int(x) % 16, int(y) % 16] for x, y in zip(a[1], b[:, 2], strict=True))
+    by_hand = sum(products[int(x) % 16, int(y) % 16] for x, y in zip(a[1], b[:, 2], strict=True))
+    assert matmul(a, b, exact)[1, 2] == by_hand
     for accumulator, order in (("int8", "sequential"), ("e5m2", "chunked(4)"), ("e5m3", "pairwise")):
         assert_same(*both(a, b, MacSpec(accumulator, product=table, order=order)))
+
+
+def test_sums_that_blas_gives_are_those_of_the_exact_kernels(monkeypatch):
+    """Large enough for the shortcut: unsaturated, wrapping, and one that saturates and must not take it."""
+    rng = np.random.default_rng(14)
+    a, b = rng.integers(-128, 128, (40, 256)).astype(np.float32), rng.integers(-128, 128, (256, 512)).astype(np.float32)
+    a[0], b[:, 0] = -128, -128
+    shortcut = {mac: matmul(a, b, mac) for mac in ("int24", "int32", "int16 wrap", "int16", "fixed40.2")}
+    assert matmul_blas.integer_product_works() in (True, False)
+    monkeypatch.setattr(matmul_blas, "multiply", lambda *_: False)
+    for mac, got in shortcut.items():
+        assert_same(got, matmul(a, b, mac))
+    monkeypatch.undo()
+    monkeypatch.setattr(matmul_blas, "_norms", lambda *_: 0.0)  # the deliberate break: a bound that proves too much
+    monkeypatch.setattr(matmul_blas, "_largest", lambda *_: 1.0)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same(matmul(a, b, "int16"), shortcut["int16"])
 
 
 # ------------------------------------------------------------------------------------------------------ known theory

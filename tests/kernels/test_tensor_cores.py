@@ -134,7 +134,8 @@ def test_special_values_of_a_step_by_hand():
     inf = np.inf
 
     def dot(a, b, c=0.0):
-        return matmul(np.array([a], np.float32), np.array(b, np.float32)[:, None], mac, np.full((1, 1), c, np.float32))[0, 0]
+        left, right = np.array([a], np.float32), np.array(b, np.float32)[:, None]
+        return matmul(left, right, mac, np.full((1, 1), c, np.float32))[0, 0]
 
     assert np.isnan(dot([inf, 1.0], [0.0, 1.0])) and np.isnan(dot([inf, inf], [1.0, -1.0]))
     assert dot([inf, 1.0], [-1.0, 1.0]) == -inf and dot([1.0], [1.0], inf) == inf

@@ -141,7 +141,7 @@ def _build(rule: str, revision: str) -> Any:
                 for r in range(rows):
                     for j in range(columns):
                         value = state[r, j]
-                        out[row + r, first + j] = value if value == value else np.nan
+                        out[row + r, first + j] = np.nan if np.isnan(value) else value
 
     return run
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable, Sequential
-from hwsim.arithmetic.number import BlockScaled, FloatingPoint, NumberFormat
+from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
 from hwsim.kernels.casts import cast_numpy
 from hwsim.kernels.counters import SAMPLE, Counters
-from hwsim.kernels.numba_cpu import fused, matmul_exact, matmul_terms
+from hwsim.kernels.numba_cpu import fused, matmul_blas, matmul_exact, matmul_terms
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
 from hwsim.kernels.numba_cpu.matmul_plan import (
@@ -53,10 +53,11 @@ def matrix(x: Any) -> Matrix:
     """Return the memory of a numpy array or CPU tensor with two dimensions, float32 or float64, any strides."""
     if isinstance(x, np.ndarray):
         data = x.__array_interface__["data"][0]
-        return Matrix(data, *x.shape, *x.strides, 8 * x.itemsize, x)
+        (rows, columns), (row, column) = x.shape, x.strides
+        return Matrix(data, rows, columns, row, column, 8 * x.itemsize, x)
     size = x.element_size()
-    row, column = x.stride()
-    return Matrix(x.data_ptr(), *x.shape, row * size, column * size, 8 * size, x)
+    (rows, columns), (row, column) = x.shape, x.stride()
+    return Matrix(x.data_ptr(), rows, columns, row * size, column * size, 8 * size, x)
 
 
 def _array(x: Any) -> np.ndarray:
@@ -113,12 +114,16 @@ def multiply(
         a, b = left.keep, right.keep
     # a format may hold infinities and NaN; they are looked for only if a NaN comes out, since none of the rules but
     # "clamped" can lose one
-    unsure = [f for f in formats if f is not None and (f.has_nan or f.infinities or isinstance(f, BlockScaled))]
+    unsure = [f for f in formats if f is not None and (isinstance(f, BlockScaled) or f.has_nan or f.infinities)]
     start_facts, negative_zero = NOTHING, False
     if start is not None:
         start_facts, negative_zero = facts_of_start(start)
     if unsure and (isinstance(mac.order, Exact | Pairwise) or isinstance(mac.product, ProductTable)):
         a_facts, b_facts = facts(left), facts(right)
+    shortcut = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
+    if shortcut and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts)):
+        _finish(out, mac, start, bias, k, stream, indices)
+        return
     if isinstance(mac.order, Exact):
         _exact(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, indices)
         _finish(out, mac, start, bias, k, stream, indices)
@@ -157,7 +162,8 @@ def _count(
     begin = None if start is None else start[::SAMPLE]
     out = np.empty((rows, n), result_carrier(mac))
     run(counting, some, right, mac, out, begin, stream, k_positions, places, 1, totals)
-    counters.add(rows, *(float(v) for v in totals), mac.rounding.stochastic)
+    swamped, overflowed, terms = totals
+    counters.add(rows, swamped, overflowed, terms, mac.rounding.stochastic)
 
 
 def _exact(
@@ -288,7 +294,8 @@ def run(
     if isinstance(right, Patches):
         k_table, n_table = right.k_places * (bits // 8), right.n_places * (bits // 8)
         values = right.values if right.values.itemsize * 8 >= bits else right.values.astype(np.float64)
-        right = Matrix(values.__array_interface__["data"][0], len(k_table), len(n_table), 0, 0, 8 * values.itemsize, values)
+        data = values.__array_interface__["data"][0]
+        right = Matrix(data, len(k_table), len(n_table), 0, 0, 8 * values.itemsize, values)
     if bits == 64:
         left, right = as_float64(left), as_float64(right)
     elif left.bits == 64 or right.bits == 64:
@@ -309,7 +316,7 @@ def run(
     outer_block = chosen.blocks if chosen.outer_block is None else chosen.outer_block
 
     def share(begin: int, end: int) -> int:
-        return function(  # type: ignore[no-any-return]
+        return function(
             left.address, left.row, left.column, right.address, right.row, right.column, *first,
             out.__array_interface__["data"][0], out.strides[0], begin, end, n, k, chunk,
             chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,

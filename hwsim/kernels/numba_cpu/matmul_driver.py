@@ -46,19 +46,24 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
           mode, outer_mode, blocks, outer_block, keys, outer_keys, index, k_table, n_table, counts)
 
     With `k_table` and `n_table` (addresses of i64 byte offsets, 0 for none), b's element (k, n) stands at
-    b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole. `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
+    b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole.
+    `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
     `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
     `counts` is the address
     of three float64 that a counting recipe adds to. It returns how many results are NaN.
     """
-    return _build(str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, recipe.counts, REVISION)
+    return _build(
+        str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, recipe.counts, REVISION
+    )
 
 
-def _build(text: str, outer: str, bits: int, store_bits: int, states: int, counting: bool, revision: str) -> Callable[..., int]:
+def _build(
+    text: str, outer: str, bits: int, store_bits: int, states: int, counting: bool, revision: str
+) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
     wide = VECTORS * lanes
-    narrow_vectors = NARROW // lanes
+    slim = NARROW // lanes
     chunked = outer != ""
 
     @compiled
@@ -75,8 +80,8 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, count
         panel_array = np.empty(k * wide * size + 64, np.uint8)
         packed = (panel_array.ctypes.data + 63) // 64 * 64
         places = np.empty(ROWS * (1 + wide // 16), np.uint32)
-        row_places = places.ctypes.data
-        group_places = row_places + 4 * ROWS
+        spots = places.ctypes.data
+        group_places = spots + 4 * ROWS
         if mode != 0:
             set_processor_mode(np.int32(mode))
         for first in range(0, n, wide):
@@ -110,13 +115,13 @@ def _build(text: str, outer: str, bits: int, store_bits: int, states: int, count
                     at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * begin
                     if width == NARROW:
                         if rows == ROWS:
-                            tile(text, ROWS, narrow_vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                            tile(text, ROWS, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                         else:
-                            tile(text, 1, narrow_vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                            tile(text, 1, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     elif rows == ROWS:
-                        tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                        tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     else:
-                        tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, row_places)
+                        tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     if counting:
                         _count(bits, state, states, counts, rows, columns, width)
                     if chunked:
@@ -252,7 +257,7 @@ def _store(bits, store_bits, state, out, out_row, row, first, rows, columns, wid
     for r in range(rows):
         for j in range(columns):
             value = _read(bits, state + (r * width + j) * (bits // 8))
-            if value != value:
+            if np.isnan(value):
                 value = np.nan
                 nans += 1
             _write(store_bits, out + (row + r) * out_row + (first + j) * (store_bits // 8), value)

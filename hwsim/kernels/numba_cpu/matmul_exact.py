@@ -67,7 +67,6 @@ def _digit_sums(a, b, start, out, begin, end, down):  # type: ignore[no-untyped-
     for row in range(begin, end):
         for column in range(b.shape[0]):
             digits[:] = 0
-            all_zero = True
             zero = start[row, column]
             negative_zeros = zero == 0 and np.signbit(zero)
             positive_zeros = zero == 0 and not np.signbit(zero)
@@ -84,10 +83,7 @@ def _digit_sums(a, b, start, out, begin, end, down):  # type: ignore[no-untyped-
                     _add_number(digits, product)
             value = _to_odd(digits)
             if value == 0:
-                if all_zero:
-                    minus = negative_zeros and (down or not positive_zeros)
-                else:
-                    minus = down
+                minus = negative_zeros and (down or not positive_zeros) if all_zero else down
                 value = -0.0 if minus else 0.0
             out[row, column] = value
 
@@ -137,11 +133,11 @@ def _to_odd(digits):  # type: ignore[no-untyped-def]
         top -= 1
     if top < 0:
         return 0.0
-    head = digits[top]
+    head = np.int64(digits[top])
     length = 0
     while head >> length:
         length += 1
-    significand = head
+    significand = head + np.int64(0)
     exponent = 32 * top + LOWEST
     taken = length
     below = top - 1

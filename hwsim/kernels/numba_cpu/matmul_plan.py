@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.arithmetic.mac import Chunked, Kahan, MacSpec, Sequential
-from hwsim.arithmetic.number import FixedPoint, FloatingPoint, NumberFormat, carrier_of
+from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat, carrier_of
 from hwsim.arithmetic.rounding import Overflow, Rounding, RoundingMode
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import UnsupportedError
@@ -106,7 +106,8 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     if cast.rounding.stochastic and order == "kahan":
         raise UnsupportedError("matmul: stochastic Kahan sums have no vector kernel")
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
-    blocks = np.concatenate([parameter_block(cast, bits), product_block if product_block is not None else empty_block(bits)])
+    second = empty_block(bits) if product_block is None else product_block
+    blocks = np.concatenate([parameter_block(cast, bits), second])
     if not isinstance(mac.order, Chunked):
         return Plan(recipe, processor_mode(recipe), blocks)
     outer_cast = mac.order.outer or cast
@@ -319,11 +320,12 @@ def empty_block(bits: int) -> np.ndarray:
 def parameter_block(cast: Cast, bits: int) -> np.ndarray:
     """Return the parameter block of a cast for lanes of `bits` (see `matmul_steps.NUMBERS` and `WHOLES`)."""
     fmt, rounding = cast.format, cast.rounding
+    assert not isinstance(fmt, BlockScaled)
     kind, whole_kind = (np.float32, np.int32) if bits == 32 else (np.float64, np.int64)
     fraction, bias = (23, 127) if bits == 32 else (52, 1023)
     numbers: dict[str, float] = {"one": 1.0}
     wholes: dict[str, int] = {}
-    largest, lowest = fmt.largest, fmt.lowest  # type: ignore[union-attr]
+    largest, lowest = fmt.largest, fmt.lowest
     numbers |= {"largest": largest, "lowest": lowest}
     numbers |= dict(zip(("over", "under", "infinity", "minus_infinity"), _beyond(cast), strict=True))
     if rounding.stochastic:

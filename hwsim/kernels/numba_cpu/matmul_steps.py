@@ -26,7 +26,10 @@ NUMBERS = (
     "one", "magic", "smallest_normal", "top", "largest", "lowest", "over", "under", "infinity", "minus_infinity",
     "step", "inverse_step", "random_range", "modulus", "inverse_modulus",
 )  # fmt: skip
-WHOLES = ("scale", "unscale", "dropped", "half_minus_one", "half", "low_mask", "keep_mask", "last", "random_shift", "random_place")
+WHOLES = (
+    "scale", "unscale", "dropped", "half_minus_one", "half", "low_mask", "keep_mask", "last", "random_shift",
+    "random_place",
+)  # fmt: skip
 BLOCK = len(NUMBERS) + len(WHOLES)
 
 

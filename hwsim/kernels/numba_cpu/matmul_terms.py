@@ -156,6 +156,6 @@ def _build(leaf: str, inner: str, outer: str, order: int, by_table: bool, revisi
                     set_processor_mode(np.int32(0))
                 for j in range(columns):
                     value = total[0, j] if order == CHUNKED else stack[0, j]
-                    out[row, first + j] = value if value == value else np.nan
+                    out[row, first + j] = np.nan if np.isnan(value) else value
 
     return run

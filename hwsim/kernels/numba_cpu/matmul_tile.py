@@ -304,7 +304,7 @@ def join(_typing, recipe, bits, count, total, addend, blocks, keys, index):  # t
     Args:
         recipe, bits: literals; recipe is the text of a 64-bit `Recipe`, or "" to do nothing.
         count: groups of 16 values. blocks: address of a parameter block.
-        keys: address of ONE random key (u64). index: address of a u32 for each group of 16: the index of its first value.
+        keys: address of ONE random key (u64). index: address of one u32 for each group: the index of its first value.
     """
     if not isinstance(recipe, types.Literal) or not isinstance(bits, types.Literal):
         return None

@@ -76,9 +76,11 @@ class Fitting:
                 self.ranges[f"{path} [{table.name}]"] = plausible
 
     def start(self) -> Values:
-        """The values to start from: those of the machine file, and the middle of each overhead's range."""
+        """The values to start from: those of the machine file, and the first quarter of each overhead's range."""
         return {
-            key: (plausible.low + plausible.high) / 2 if key.startswith("overhead") else self.stated(key)
+            key: plausible.low + (plausible.high - plausible.low) / 4
+            if key.startswith("overhead")
+            else self.stated(key)
             for key, plausible in self.ranges.items()
         }
 

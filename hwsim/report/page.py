@@ -71,7 +71,19 @@ class _Page:
         kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
         answer = f'<div class="answer">{answer}</div>' if answer else ""
         title = escape(results.question or results.name)
-        return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{self._cards()}{self._notes()}'
+        more = self._cards() + self._verdicts() + self._notes()
+        return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{more}'
+
+    def _verdicts(self) -> str:
+        """The verdicts of several sections at a glance, each leading to its section."""
+        stated = [(i, section) for i, section in enumerate(self.results.sections) if section.verdict]
+        if len(stated) < 2:
+            return ""
+        rows = "".join(
+            f'<li>{markup.verdict(section.verdict or "")} <a href="#section{i}">{escape(section.title)}</a></li>'
+            for i, section in stated
+        )
+        return f'<ul class="verdicts">{rows}</ul>'
 
     def _notes(self) -> str:
         """What the simulator wants said stands at the head, the longer part of it with the assumptions."""
@@ -101,8 +113,8 @@ class _Page:
         results = self.results
         if results.configurations:
             self._add("summary", "Summary", "Every configuration", self._summary())
-        for section in results.sections:
-            self._add(f"s{len(self.parts)}", section.title, section.title, self._section(section), section.verdict)
+        for number, section in enumerate(results.sections):
+            self._add(f"section{number}", section.title, section.title, self._section(section), section.verdict)
         per_machine: tuple[tuple[str, str, str, Callable[[Machine], list[Figure | None]]], ...] = (
             ("tradeoff", "Accuracy and cost", "What accuracy costs", self._tradeoffs),
             ("passes", "Passes", "Where the cycles and the energy of a step go", self._passes),

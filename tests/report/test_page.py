@@ -248,6 +248,14 @@ def test_sections_alone_make_a_page(build, section):
     assert "Every configuration" not in text
 
 
+def test_verdicts_of_several_sections_stand_at_the_head(build, section):
+    sections = [section, section.model_copy(update={"title": "Another machine", "verdict": "failed"})]
+    head = draw_page(build(sections=sections)).partition("<nav")[0]
+    assert "✓ passed TPU GEMMs: simulated against measured ✗ failed Another machine" in visible(head)
+    assert 'href="#section0"' in head and 'href="#section1"' in head
+    assert 'href="#section0"' not in draw_page(build(sections=sections[:1])).partition("<nav")[0]
+
+
 def test_the_page_reads_on_a_phone(drawn):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in drawn
     parsed = outline(drawn)

@@ -104,7 +104,7 @@ def load_json(source: Path | str, model: type[Model], *, file: str | None = None
 
 
 def dump_yaml(value: Spec) -> str:
-    """Write a Spec as the YAML text that `load_yaml` reads back to an equal value (defaults written out, nulls left out)."""
+    """Write a Spec as YAML text that `load_yaml` reads back to an equal value; defaults are written out, not nulls."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt", pure=True)

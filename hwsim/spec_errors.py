@@ -272,11 +272,10 @@ def describe_type(annotation: Any, metadata: Iterable[Any] = ()) -> str | None:
     while get_origin(annotation) is Annotated:
         annotation, *more = get_args(annotation)
         metadata += more
-    members = _unwrap(annotation)
-    if len(members) != 1:
-        parts = [describe_type(member) for member in members]
+    if get_origin(annotation) in (Union, types.UnionType):
+        parts = [describe_type(part, metadata) for part in get_args(annotation) if part is not type(None)]
         return " or ".join(dict.fromkeys(part for part in parts if part)) if all(parts) and parts else None
-    kind = members[0]
+    kind = annotation
     if get_origin(kind) is Literal:
         choices = ", ".join(map(repr, get_args(kind)))
         return f"one of {choices}" if len(get_args(kind)) > 1 else choices

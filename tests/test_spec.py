@@ -109,7 +109,8 @@ clok: 1
         "chip.yaml:13: units.c.rows: missing, it is required: a whole number >= 1",
         "chip.yaml:14: units.d: key kind is missing, expected one of array, vector",
         next(line for line in problems(text) if line.startswith("chip.yaml:15: stored: ")),
-        "chip.yaml:16: clok: unknown key, expected one of cast, flow, mac, memories, name, notes, rounding, stored, units",
+        "chip.yaml:16: clok: unknown key, expected one of cast, flow, mac, memories, name, notes, rounding, stored, "
+        "units",
     )
 
 

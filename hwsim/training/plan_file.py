@@ -65,6 +65,7 @@ class PlanSpec(Spec):
         if len(given) != 1:
             came = " and ".join(given) or "none"
             raise field_problem(given[-1] if given else "preset", f"got {came}, expected one of preset, uniform, rules")
+        self.plan()  # its parts may not fit together
         return self
 
     def plan(self) -> PrecisionPlan:

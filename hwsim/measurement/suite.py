@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwsim.errors import HwsimError, SpecError
+from hwsim.errors import HwsimError, SpecError, UnsupportedError
 from hwsim.measurement import device as machine
 from hwsim.measurement.cases import Case, cpu_cases, cuda_cases, families
 from hwsim.measurement.record import FILE_NAME, Failure, MeasurementFile, measurement_from_json
@@ -51,6 +51,7 @@ class Suite:
     grace_s: float = 10.0  # how long a case may outlast the deadline
     file: MeasurementFile = field(default_factory=MeasurementFile)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    refusal: str = ""  # why no worker could start
     _saved: float = 0.0
     _told: float = 0.0
 
@@ -85,7 +86,8 @@ class Suite:
                 hello = worker.read(min(HELLO_S, max(1.0, self.seconds_left)))
                 if hello is None or hello.get("event") != "hello":
                     barren += 1
-                    self.tell(f"the measuring process did not start: {worker.last_words()}")
+                    self.refusal = f"the measuring process did not start: {worker.last_words()}"
+                    self.tell(self.refusal)
                     continue
                 self._greet(hello)
                 cases = self.todo(self._possible(select_cases(hello["device"]["kind"])))
@@ -187,13 +189,14 @@ class Worker:
         self._pipe = read_end
         self._buffer = b""
         self.ended = False
+        self.done = False
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._process.wait(0.0 if self._process.poll() is not None else 2.0 if self.ended else 0.2)
+            self._process.wait(5.0 if self.ended or self.done else 0.0)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -225,6 +228,7 @@ class Worker:
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
+        self.done = message.get("event") == "done"
         return message
 
     def last_words(self) -> str:
@@ -250,7 +254,10 @@ def run(
     """Measure for at most `minutes` and leave the result in `out`/measurements.json, whatever happens on the way.
 
     suite: "all", "tensor_core", or families separated by commas (see `cases.families`). device: auto, cuda or cpu.
-    Raises SpecError for a file in the way (without `resume`), one of another device, or an unknown suite.
+
+    Raises:
+        UnsupportedError: no measuring process could start.
+        SpecError: a file in the way (without `resume`), one of another device, or an unknown suite.
     """
     out = Path(out)
     known = ["tensor_core", *families([*cuda_cases(), *cpu_cases()])]
@@ -285,6 +292,8 @@ def run(
             job.file.remaining = len([case for case in cases(kind) if case.id not in job.file.measurements])
         if kind or job.path.exists():
             job.save()
+    if not kind and not job.file.tensor_core and job.refusal:
+        raise UnsupportedError(f"nothing was measured: {job.refusal}")
     _summary(job, cases(kind) if kind else [])
     return job.file
 
@@ -345,7 +354,7 @@ def _interrupt(*_: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 0 when a file was written, 1 for a refused request."""
+    """The command line; returns 0 when a file was written, 1 for a refused request, 3 where nothing can be measured."""
     parser = argparse.ArgumentParser(prog="python -m hwsim.measurement.suite", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--suite", default="all", help="all, tensor_core, or families separated by commas (default all)"

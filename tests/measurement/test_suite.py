@@ -1,5 +1,6 @@
 """The supervising process: no case can take the run down, and what was measured is never lost."""
 
+import functools
 import json
 import sys
 import time
@@ -109,6 +110,15 @@ def test_requests_that_mean_nothing_are_refused_in_one_line(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3
     assert "expected all or some of" in lines[0] and "--minutes" in lines[1] and "--resume" in lines[2]
+
+
+def test_a_device_that_cannot_be_used_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    dead = functools.partial(Suite, worker=(sys.executable, str(FAKE), "dead"))
+    monkeypatch.setattr(suite_module, "Suite", dead)
+    assert main(["--suite", "launch", "--device", "cuda", "--out", str(tmp_path)]) == 3
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("nothing was measured") and "no device here" in error[0]
+    assert not (tmp_path / FILE_NAME).exists()
 
 
 def test_the_whole_command_on_this_processor(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hwsim.errors import SpecError
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import DATAFLOWS, GemmWork, ceil_div, chip_elements, unit_depth
+from hwsim.hardware.mapping import DATAFLOWS, GemmWork, ceil_div
+from hwsim.hardware.mapping_cost import chip_elements, unit_depth
 from hwsim.simulation.lowering import ticks_at
 from hwsim.simulation.topology import LinearShape, Shape
 

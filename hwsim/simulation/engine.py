@@ -14,7 +14,7 @@ from hwsim.errors import SpecError
 from hwsim.hardware import mapping as mappings
 from hwsim.hardware.accelerator import ASSUMED_CYCLES, Accelerator, sources_of
 from hwsim.hardware.energy import Range
-from hwsim.hardware.mapping import SearchPrices
+from hwsim.hardware.mapping_search import SearchPrices
 from hwsim.simulation import recurrence
 from hwsim.simulation.gemm_work import Mapper
 from hwsim.simulation.pricing import Prices

@@ -12,9 +12,10 @@ import numpy as np
 
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.arithmetic.number import NumberFormat
-from hwsim.hardware import mapping as mappings
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import GemmWork, Operand, SearchPrices, ceil_div, fold_axes, unit_depth
+from hwsim.hardware.mapping import ALL, GemmWork, Mapping, Operand, ceil_div
+from hwsim.hardware.mapping_cost import fold_axes, unit_depth
+from hwsim.hardware.mapping_search import SearchPrices, search
 from hwsim.simulation import recurrence, sparsity
 from hwsim.simulation.lowering import Lowering, RowGroup
 from hwsim.simulation.program import TICKS_PER_CYCLE, Job, Nodes
@@ -33,7 +34,7 @@ PASSES_A_SLAB = 64
 class Mapped(NamedTuple):
     """A GEMM with its mapping: the passes, and their ticks alone on an idle machine."""
 
-    mapping: mappings.Mapping
+    mapping: Mapping
     nodes: Nodes
     ticks: int
 
@@ -59,14 +60,14 @@ class Mapper:
         """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken."""
         key = (work, room)
         if key not in self._chosen:
-            ranked = mappings.search(work, self.machine, room, self.prices)
+            ranked = search(work, self.machine, room, self.prices)
             tried = [item for item in ranked if item.score <= WORTH_TRYING * ranked[0].score]
             if self.prices.objective != "cycles":
                 tried = tried[:1]
             self._chosen[key] = min((self.map(work, item.mapping) for item in tried), key=lambda found: found.ticks)
         return self._chosen[key]
 
-    def map(self, work: GemmWork, mapping: mappings.Mapping) -> Mapped:
+    def map(self, work: GemmWork, mapping: Mapping) -> Mapped:
         """A GEMM with a given mapping."""
         nodes = self.lowering.gemm(work, mapping)
         return Mapped(mapping, nodes, self.nodes_alone(nodes))
@@ -158,7 +159,7 @@ def _fed(op: Op, tensors: StepTensors) -> Fraction:
     Zeros that a selection put there are gone already, so only the other operand's count then.
     """
     if tensors.sparse != "zeros" and not (tensors.sparse == "real" and tensors.machine.can("zero_skipping")):
-        return mappings.ALL
+        return ALL
     sides = op.reads[:2] if tensors.kept(op) is None else op.reads[1:2]
     return min(tensors.density(side) for side in sides)
 
@@ -234,7 +235,7 @@ def rows_nodes(op: Op, kept: Kept, work: GemmWork, mapper: Mapper, room: int) ->
     return nodes, f"{how} output_stationary rows={rows}x{together} columns={columns}"
 
 
-def accumulation_order(machine: Accelerator, work: GemmWork, mapping: mappings.Mapping) -> str:
+def accumulation_order(machine: Accelerator, work: GemmWork, mapping: Mapping) -> str:
     """The order of accumulation that a mapping implies, in the words of a MacSpec.
 
     With the reduced axis along the rows, each column of the array sums `rows` x depth products from 0, and these sums

@@ -9,17 +9,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import (
-    FREE_AXIS,
-    GemmWork,
-    Mapping,
-    array_ticks,
-    ceil_div,
-    feed_bits,
-    list_ticks,
-    tile_bytes,
-    unit_depth,
-)
+from hwsim.hardware.mapping import FREE_AXIS, GemmWork, Mapping, ceil_div
+from hwsim.hardware.mapping_cost import array_ticks, feed_bits, list_ticks, tile_bytes, unit_depth
 from hwsim.simulation.program import TICKS_PER_CYCLE, Counts, Nodes, Pass, repeat
 
 

@@ -8,15 +8,16 @@ element-wise ops that hide behind the GEMM whose results they take).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as MappingType
 from fractions import Fraction
 
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.errors import SpecError
-from hwsim.hardware import mapping as mappings
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import GemmWork, ceil_div, chip_elements, footprint_bytes, room_bytes
+from hwsim.hardware.mapping import GemmWork, Mapping, ceil_div
+from hwsim.hardware.mapping_cost import chip_elements, footprint_bytes, room_bytes
 from hwsim.simulation.bounds import bound_ticks
 from hwsim.simulation.gemm_work import (
     Mapped,
@@ -36,7 +37,7 @@ from hwsim.simulation.tiled_gemm import tiled_nodes
 from hwsim.workload import Op, OpKind, Selection, Workload
 
 # A mapping that the caller wants for an op, or none.
-Pin = Callable[[Op], mappings.Mapping | None]
+Pin = Callable[[Op], Mapping | None]
 
 
 def schedule(workload: Workload, machine: Accelerator, step: int, sparse: Sparsity, mapper: Mapper, pin: Pin) -> Step:
@@ -131,7 +132,7 @@ class _Scheduler:
         early = split_first(nodes)[0].load if all(self._is_early(t) for t in reads) else 0
         self._add(task, "vector", nodes, op.reads, early)
 
-    def _vector_ticks(self, operations: Mapping[str, int], elements: int) -> int:
+    def _vector_ticks(self, operations: MappingType[str, int], elements: int) -> int:
         cycles = sum(count * self.machine.vector.cycles_of(name) for name, count in operations.items())
         return ticks_at(math.ceil(elements * cycles), self.machine.vector.lanes)
 
@@ -256,7 +257,7 @@ class _Scheduler:
         task.alone_ticks, task.bound_ticks = mapped.ticks, bound_ticks(work, self.machine)
         return mapped.nodes
 
-    def _pinned(self, op: Op, work: GemmWork, pinned: mappings.Mapping, room: int) -> Mapped:
+    def _pinned(self, op: Op, work: GemmWork, pinned: Mapping, room: int) -> Mapped:
         mapping = pinned.clipped(work)
         taken = footprint_bytes(work, mapping, self.machine.scratchpad.buffers)
         if taken > room:

@@ -17,11 +17,9 @@ from hwsim.hardware.mapping import (
     GemmWork,
     Mapping,
     Operand,
-    SearchPrices,
-    image_elements,
-    search,
-    tile_bytes,
 )
+from hwsim.hardware.mapping_cost import image_elements, tile_bytes
+from hwsim.hardware.mapping_search import SearchPrices, search
 from hwsim.simulation import recurrence
 from hwsim.simulation.lowering import Lowering
 from hwsim.simulation.program import TICKS_PER_CYCLE, Job, sum_counts

@@ -106,7 +106,7 @@ def test_no_mapping_beats_the_bound_and_no_traffic_is_less_than_compulsory(rando
 
 
 def recurrence_prices():
-    from hwsim.hardware.mapping import SearchPrices
+    from hwsim.hardware.mapping_search import SearchPrices
 
     return SearchPrices()
 

@@ -76,7 +76,9 @@ def matmul(
     if name == "triton":
         from hwsim.kernels.triton_gpu import gemm as triton_gemm
 
-        return triton_gemm.matmul(a, b, spec, c, bias, stream, out)
+        if counters is not None:
+            raise UnsupportedError("matmul: the triton back end counts nothing; use numba")
+        return triton_gemm.matmul(a, b, spec, c, bias, stream, out, k_positions, row_positions)
     if name == "torch":
         raise UnsupportedError("matmul: the torch back end has no accumulators of its own; use numba or triton")
     return _on_cpu(a, b, spec, c, bias, stream, out, counters, formats, k_positions, row_positions, name)

@@ -194,22 +194,27 @@ def write_atomically(path: Path, text: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run; the lock goes when the process does, however it ends."""
+    """Hold the folder for one run; the lock goes when the process does, however it ends, and leaves no file behind.
+
+    Raises:
+        SpecError: another run holds it, or it cannot be written to.
+    """
     import fcntl
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise SpecError(f"{folder}: cannot be written to ({error.strerror or error})") from None
-    with lock:
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpecError(
-                f"{folder}: another run is using this folder, wait for it or choose another --out"
-            ) from None
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{folder}: another run is using this folder, wait for it or choose another --out"
+            raise SpecError(message) from None
         yield
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -23,7 +23,7 @@ import hwsim
 from hwsim import provenance
 from hwsim.catalog import load_accelerator, load_experiment, load_model, model_file
 from hwsim.data.dataset import Dataset, load
-from hwsim.errors import SpecError
+from hwsim.errors import SpecError, UnsupportedError
 from hwsim.expected import Expected, comparison_section
 from hwsim.experiment import Experiment, Point
 from hwsim.hardware.accelerator import Accelerator
@@ -38,6 +38,7 @@ from hwsim.workload_file import load_workload, save_workload
 Work = Literal["trained", "dense", "zeros", "ideal"]
 # How the simulator treats the recorded selection: as the machine can, or as each of its rivals would.
 _SPARSITY: dict[Work, Sparsity] = {"trained": "real", "dense": "dense", "zeros": "zeros", "ideal": "ideal"}
+_OPERANDS = ("input", "weight", "gradient")
 Record = TypeVar("Record", bound=Spec)
 
 
@@ -106,6 +107,8 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     points, machines = experiment.points(), _accelerators(experiment)
+    if only != "train":
+        _check_formats(points, machines)
     expected = Expected.beside(experiment.folder)
     if expected is not None:  # a mistake in it should not wait for the end of the run
         expected.check_names([point.name for point in points], [machine.name for machine in machines])
@@ -251,6 +254,21 @@ def _accelerators(experiment: Experiment) -> tuple[Accelerator, ...]:
         if names.count(name) > 1:
             raise SpecError(f"accelerators: two of them have the name {name!r}, expected each name once")
     return loaded
+
+
+def _check_formats(points: Sequence[Point], machines: Sequence[Accelerator]) -> None:
+    """Refuse operands that a machine cannot multiply before hours of training, not after."""
+    for point in points:
+        operands = {
+            name: cast.format for rule in point.plan.rules for name, cast in rule.casts.items() if name in _OPERANDS
+        }
+        for machine in machines:
+            for name, fmt in operands.items():
+                try:
+                    machine.peak_macs_per_cycle(fmt)
+                except UnsupportedError as error:
+                    where = f"configurations.{point.family}.precision: {name} {fmt} on {machine.name}"
+                    raise UnsupportedError(f"{where}: {error}") from None
 
 
 def _simulate_all(

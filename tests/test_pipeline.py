@@ -201,6 +201,17 @@ def test_a_machine_that_cannot_multiply_a_format_says_so(tmp_path: Path) -> None
         hwsim.run(experiment(text), tmp_path / "out")
 
 
+def test_a_format_that_a_machine_cannot_multiply_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_train", lambda *_: pytest.fail("trained"))
+    text = TEXT.replace("dense: {}", "dense: {precision: {uniform: {forward: float64}}}")
+    with pytest.raises(
+        UnsupportedError, match=r"configurations\.dense\.precision: input float64 on systolic_16x16: .*64 bits"
+    ):
+        hwsim.run(experiment(text), tmp_path)
+
+
 def test_two_machines_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="two of them have the name 'systolic_16x16'"):
         hwsim.run(experiment(TEXT.replace("[systolic_16x16]", "[systolic_16x16, systolic_16x16]")), tmp_path)

@@ -104,7 +104,10 @@ def multiply(
     ):
         raise UnsupportedError(f"counters: got {mac}, expected order sequential or chunked and no table")
     if isinstance(mac.order, Fused):
-        fused.multiply(_array(a), _array(b), mac.order, out, start)
+        if mac.order.addend == "last":
+            _addend_last(_array(a), _array(b), mac.order, out, start)
+        else:
+            fused.multiply(_array(a), _array(b), mac.order, out, start)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     a_facts = facts(left) if formats[0] is None else facts_of_format(formats[0])
@@ -201,10 +204,8 @@ def _finish(
     out: np.ndarray, mac: MacSpec, start: np.ndarray | None, bias: np.ndarray | None, k: int, stream: int,
     indices: np.ndarray | None,
 ) -> None:  # fmt: skip
-    """Add what comes after the last product: the addend of fused orders that take it last, then the bias."""
+    """Add what comes after the last product: the bias."""
     m, n = out.shape
-    if isinstance(mac.order, Fused) and mac.order.addend == "last" and start is not None:
-        _add_nearest(out, start, mac.order.output)
     if bias is not None:
         # one more step, k = 1: a column of ones times the bias, from the sums so far
         last = MacSpec(*_cast_fields(result_cast(mac)))
@@ -213,6 +214,17 @@ def _finish(
                  stage_stream(stream, Stage.OUTER), np.array([k]), indices)  # fmt: skip
     elif mac.overflow is Overflow.ERROR or not _has_nan(mac):
         check_no_nan(out, mac)
+
+
+def _addend_last(a: np.ndarray, b: np.ndarray, order: Fused, out: np.ndarray, start: np.ndarray | None) -> None:
+    """Fused steps whose addend joins last: one instruction (groups x terms positions) after the other."""
+    span, k = order.groups * order.terms, a.shape[1]
+    total = start
+    for first in range(0, max(k, 1), span):
+        fused.multiply(a[:, first : first + span], b[first : first + span], order, out, None)
+        if total is not None:
+            _add_nearest(out, total, order.output)
+        total = out.astype(np.float64)
 
 
 def _add_nearest(out: np.ndarray, more: np.ndarray, output: Cast) -> None:

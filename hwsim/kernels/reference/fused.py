@@ -28,12 +28,29 @@ LOWEST_ALIGNMENT = -126
 
 
 def fused_dot(a: list[float], b: list[float], c: float, order: Fused) -> float:
-    """Return the dot product of a and b plus c by chained fused steps; c is a value of the addend's format."""
-    total = c if order.addend == "first" else 0.0
+    """Return the dot product of a and b plus c by chained fused steps; c is a value of the addend's format.
+
+    With the addend last, each instruction (groups x terms positions) sums its products from 0 and then adds what came
+    before by one ordinary addition: for mma.sync FP8, nvcc 13.0 emits two HMMA steps and an FADD for sm_90.
+    """
+    if order.addend == "first":
+        return _chain(a, b, c, order)
+    span, total = order.groups * order.terms, c
+    for first in range(0, max(len(a), 1), span):
+        partial = _chain(a[first : first + span], b[first : first + span], 0.0, order)
+        total = _add_nearest(partial, total, order)
+    return total
+
+
+def _chain(a: list[float], b: list[float], total: float, order: Fused) -> float:
+    """Return total plus the products, step after step."""
     for positions in step_positions(len(a), order):
         total = fused_step([a[k] for k in positions], [b[k] for k in positions], total, order)
-    if order.addend == "first":
-        return total
+    return total
+
+
+def _add_nearest(total: float, c: float, order: Fused) -> float:
+    """Return total + c, rounded once to nearest even in the output's format."""
     if total + c != total + c or math.isinf(total) or math.isinf(c):
         return total + c
     exact = Fraction(total) + Fraction(c)

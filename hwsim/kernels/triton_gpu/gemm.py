@@ -361,14 +361,15 @@ def _fused_matmul(
         place = group * stride_cg + rows[:, None] * stride_cm + columns[None, :] * stride_cn
         start = tl.load(c + place, mask=inside, other=0.0).to(tl.float64)
     total = start
-    if ADDEND_LAST:
-        total = zero
     for first in range(0, k, TERMS * GROUPS):
+        part = total
+        if ADDEND_LAST:
+            part = zero
         if GROUPS == 1:
-            total = _fused_step(
+            part = _fused_step(
                 a_line,
                 b_line,
-                total,
+                part,
                 first,
                 k,
                 stride_ak,
@@ -386,10 +387,10 @@ def _fused_matmul(
                 LOWEST,
             )
         else:
-            total = _fused_step(
+            part = _fused_step(
                 a_line,
                 b_line,
-                total,
+                part,
                 first,
                 k,
                 stride_ak,
@@ -406,10 +407,10 @@ def _fused_matmul(
                 BEYOND,
                 LOWEST,
             )
-            total = _fused_step(
+            part = _fused_step(
                 a_line,
                 b_line,
-                total,
+                part,
                 first,
                 k,
                 stride_ak,
@@ -426,8 +427,9 @@ def _fused_matmul(
                 BEYOND,
                 LOWEST,
             )
-    if ADDEND_LAST:
-        total, _ = _add(total, start, group, index, group, NEAREST)
+        if ADDEND_LAST:
+            part, _ = _add(part, total, group, index, group, NEAREST)
+        total = part
     if HAS_BIAS:
         more = tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float64)
         total, _ = _add(total, zero + more[None, :], group, index, group, OUTPUT)

@@ -98,8 +98,8 @@ class Fused:
         output: cast of each step's result, which is the next step's addend.
         groups: 1, or 2 where a block of 2 x `terms` positions is taken as two steps: k mod 4 in {0, 1} first, then
             {2, 3} (mma.sync FP8 on Hopper and B200).
-        addend: "first" puts c into the first step; "last" starts from 0 and adds c by one ordinary
-            nearest-even addition in the output format.
+        addend: "first" puts c into the first step; "last" starts each instruction (groups x terms positions) from 0 and
+            adds what came before by one ordinary nearest-even addition in the output format.
         inputs: format in which the operands are decoded: its subnormals keep the smallest exponent, unnormalized,
             and bits beyond its mantissa are ignored (tf32). None decodes float32.
     """

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Mapping as MappingType
+from dataclasses import replace
 from fractions import Fraction
 
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.errors import SpecError
 from hwsim.hardware.accelerator import Accelerator
-from hwsim.hardware.mapping import GemmWork, Mapping, ceil_div
+from hwsim.hardware.mapping import ALL, AXES_OF, GemmWork, Mapping, ceil_div
 from hwsim.hardware.mapping_cost import chip_elements, footprint_bytes, room_bytes
 from hwsim.simulation.bounds import bound_ticks
 from hwsim.simulation.gemm_work import (
@@ -63,12 +64,14 @@ class _Scheduler:
         self.hidden = 0  # ticks of the last op's computation behind which this one may hide
         self.behind: dict[int, str] = {}  # ops fused into the passes of a GEMM -> its id
         self.last_job = -1
+        self.selected: dict[str, int] = {}  # selection -> the job that made it
+        self.copied: dict[str, int] = {}  # operands of the GEMM at hand that were copied first -> the job that did
 
     def run(self) -> Step:
         """All tasks, in order."""
         tasks = []
         for index, op in enumerate(self.workload.ops):
-            self.index = index
+            self.index, self.copied = index, {}
             access = self.tensors.accesses[index]
             task = Task(op)
             for spilled in self.tensors.placements[index].spills:
@@ -99,12 +102,17 @@ class _Scheduler:
 
     def _add(self, task: Task, unit: str, nodes: Nodes, reads: tuple[str, ...], early: int = 0) -> None:
         needs = {self.writer[tensor] for tensor in map(self.tensors.source, reads) if tensor in self.writer}
+        needs |= {self.copied[tensor] for tensor in reads if tensor in self.copied}
+        selected = self.selected.get(task.op.selection or "")
+        if selected is not None and self.tensors.kept(task.op) is not None:
+            needs.add(selected)  # what is fetched depends on the indices
+            early = 0
         task.jobs.append(Job(task.op.id, unit, nodes, early, tuple(sorted(needs))))
         self.jobs += 1
 
     def _is_early(self, tensor: str) -> bool:
         """Whether a tensor does not come from the op just before, so that it can be fetched ahead."""
-        return self.writer.get(self.tensors.source(tensor), -2) < self.jobs - 1
+        return tensor not in self.copied and self.writer.get(self.tensors.source(tensor), -2) < self.jobs - 1
 
     def _stream(self, load: Stream, store: Stream, compute: int, feed: tuple[int, int] = (0, 0)) -> Nodes:
         room = room_bytes(self.machine, self.tensors.placements[self.index].resident_bytes)
@@ -180,6 +188,7 @@ class _Scheduler:
         load, store = tensors.reading(op.reads, self.index), tensors.writing(op.writes, self.index)
         feed = sum(tensors.size(t) for t in op.reads), sum(tensors.size(t) for t in op.writes)
         self._add(task, "select", self._stream(load, store, ticks, feed), op.reads)
+        self.selected[op.selection or ""] = self.jobs - 1
 
     def _scan(self, score: NumberFormat, selection: Selection, scanned: int) -> tuple[int, int]:
         """Passes over the scores, and compares in all of them."""
@@ -237,7 +246,7 @@ class _Scheduler:
         task.macs, task.priced_macs = useful_macs(op, tensors, work), priced_macs(op, tensors, work)
         task.mac_formats = (op.mac or MacSpec(), a, b)
         task.ideal_ticks = Fraction(task.macs * TICKS_PER_CYCLE) / (self.machine.arrays.count * rate)
-        self._copies_before(op, task, work)
+        work = self._copies_before(op, task, work)
         nodes = self._with_extras(op, task, self._gemm_nodes(op, task, work))
         self._add(task, "array", nodes, op.reads, self._early_part(op, work, nodes))
         self.hidden = sum_ticks(nodes)[1]
@@ -267,22 +276,31 @@ class _Scheduler:
             )
         return self.mapper.map(work, mapping)
 
-    def _copies_before(self, op: Op, task: Task, work: GemmWork) -> None:
-        """Operands that the machine must copy first: read across their layout, or rows picked from the weights."""
+    def _copies_before(self, op: Op, task: Task, work: GemmWork) -> GemmWork:
+        """Operands that the machine must copy first: read across their layout, or rows picked from the weights.
+
+        The GEMM then reads the copies, which lie in DRAM as it wants them.
+        """
         tensors = self.tensors
+        self.copied = {}
         for side, crosses, tensor in zip("ab", op.transposed, op.reads, strict=False):
+            operand = work.operand(side)
             if crosses and self.machine.transpose == "copy" and tensor not in self.forwarded:
                 load, size = tensors.reading((tensor,), self.index), tensors.size(tensor)
-            elif side == "b" and work.b.picked and tensors.sparse == "real" and not self.machine.can("gather"):
-                size = work.b.bytes_of(work.k * work.n)
-                lines = ceil_div(work.b.bytes_of(work.n), self.machine.dram.burst_bytes)
-                load = (
-                    Stream() if work.b.on_chip else Stream(work.k * lines * self.machine.dram.burst_bytes, size, size)
-                )
+            elif operand.picked and tensors.sparse == "real" and not self.machine.can("gather"):
+                size = operand.bytes_of(work.k * work.n)
+                lines = ceil_div(operand.bytes_of(work.n), self.machine.dram.burst_bytes)
+                moved = work.k * lines * self.machine.dram.burst_bytes
+                load = tensors.chip_only(tensor) if operand.on_chip else Stream(moved, size, size)
             else:
                 continue
             self._add(task, "memory", self._stream(load, self._bytes(size), self._through_port(size)), (tensor,))
             task.launches += 1
+            self.copied[tensor] = self.jobs - 1
+            along = operand.contiguous if operand.picked else AXES_OF[side].replace(operand.contiguous, "")
+            copy = replace(operand, contiguous=along, on_chip=False, picked=False, spread=ALL)
+            work = replace(work, a=copy) if side == "a" else replace(work, b=copy)
+        return work
 
     def _with_extras(self, op: Op, task: Task, nodes: Nodes) -> Nodes:
         """What else comes with the first load: the bias (one addition a result), the indices of a gathered operand."""

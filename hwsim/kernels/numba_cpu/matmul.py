@@ -143,10 +143,13 @@ def multiply(
         a_facts, b_facts = facts(left), facts(right)
         left, right = canonical(left), canonical(right)
         chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
-        run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
+        nans = run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
     if counters is not None:
         _count(chosen, left, right, mac, start, stream, k_positions, indices, counters)
-    _finish(out, mac, start, bias, k, stream, indices)
+    if nans and chosen.nan_is_error:
+        check_no_nan(out, mac)
+    if bias is not None:
+        _finish(out, mac, start, bias, k, stream, indices)
 
 
 def _count(
@@ -325,16 +328,17 @@ def run(
         index = (np.arange(m, dtype=np.int64) * n if indices is None else indices).astype(np.uint32)
     function = kernel(chosen.recipe, chosen.outer, 8 * out.itemsize)
     first = (0, 0, 0) if start is None else (start.__array_interface__["data"][0], *start.strides)
-    outer_block = chosen.blocks if chosen.outer_block is None else chosen.outer_block
+    plain = keys is _BLANK
 
     def share(begin: int, end: int) -> int:
         return function(
             left.address, left.row, left.column, right.address, right.row, right.column, *first,
             out.__array_interface__["data"][0], out.strides[0], begin, end, n, k, chunk,
-            chosen.mode, chosen.outer_mode, chosen.blocks.ctypes.data, outer_block.ctypes.data,
-            keys.ctypes.data, outer_keys.ctypes.data, 0 if index is None else index.ctypes.data,
+            chosen.mode, chosen.outer_mode, *chosen.addresses,
+            0 if plain else keys.ctypes.data, 0 if plain else outer_keys.ctypes.data,
+            0 if index is None else index.ctypes.data,
             k_table.ctypes.data if patches else 0, n_table.ctypes.data if patches else 0,
-            counts.ctypes.data,
+            0 if counts is _BLANK else counts.ctypes.data,
         )  # fmt: skip
 
     if workers < 2 or m < 8 or m * n * k < THREADED_WORK:

@@ -20,6 +20,7 @@ from hwsim.kernels.numba_cpu.matmul_tile import (
     read32,
     read64,
     read_whole,
+    store_vectors,
     tile,
     transpose_block,
     write32,
@@ -97,7 +98,12 @@ def _build(
                 panel, panel_k = packed, width * size
             row = first_row
             while row < last_row:
-                rows = ROWS if row + ROWS <= last_row else 1
+                rows = 1
+                if last_row - first_row >= ROWS and not counting:
+                    rows = ROWS  # the last tile may do some rows again: cheaper than a tile of few rows
+                    row = min(row, last_row - ROWS)
+                elif row + ROWS <= last_row:
+                    rows = ROWS
                 left = a + row * a_row
                 for r in range(rows):
                     places[r] = np.uint32(_read_index(index, row + r) + first)
@@ -251,14 +257,30 @@ def _load(bits, start, start_row, start_n, state, row, first, rows, columns, wid
 
 
 @compiled
+def _store_sixteen(bits, store_bits, source, target):  # type: ignore[no-untyped-def]
+    if bits == 32:
+        if store_bits == 32:
+            return store_vectors(32, 32, 1, source, target)
+        return store_vectors(32, 64, 1, source, target)
+    if store_bits == 32:
+        return store_vectors(64, 32, 1, source, target)
+    return store_vectors(64, 64, 1, source, target)
+
+
+@compiled
 def _store(bits, store_bits, state, out, out_row, row, first, rows, columns, width):  # type: ignore[no-untyped-def]
     """Write a tile's results, every NaN as the canonical one; return how many there are."""
     nans = 0
+    size, store_size = bits // 8, store_bits // 8
     for r in range(rows):
-        for j in range(columns):
-            value = _read(bits, state + (r * width + j) * (bits // 8))
+        line, target = state + r * width * size, out + (row + r) * out_row + first * store_size
+        whole = columns // 16
+        for group in range(whole):
+            nans += _store_sixteen(bits, store_bits, line + 16 * size * group, target + 16 * store_size * group)
+        for j in range(16 * whole, columns):
+            value = _read(bits, line + j * size)
             if np.isnan(value):
                 value = np.nan
                 nans += 1
-            _write(store_bits, out + (row + r) * out_row + (first + j) * (store_bits // 8), value)
+            _write(store_bits, target + j * store_size, value)
     return nans

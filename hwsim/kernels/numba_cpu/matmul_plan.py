@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import platform
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,13 @@ class Plan:
     outer: Recipe | None = None
     outer_mode: int = 0
     outer_block: np.ndarray | None = None
+    nan_is_error: bool = False  # a NaN among the results marks a sum that the accumulator does not admit
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Addresses of the two parameter blocks."""
+        outer = self.blocks if self.outer_block is None else self.outer_block
+        return int(self.blocks.ctypes.data), int(outer.ctypes.data)
 
 
 @lru_cache(maxsize=4096)
@@ -109,11 +116,18 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     second = empty_block(bits) if product_block is None else product_block
     blocks = np.concatenate([parameter_block(cast, bits), second])
     if not isinstance(mac.order, Chunked):
-        return Plan(recipe, processor_mode(recipe), blocks)
+        return Plan(recipe, processor_mode(recipe), blocks, nan_is_error=_nan_is_error(cast))
     outer_cast = mac.order.outer or cast
     check_specials(outer_cast, term.special or start.special)
     outer = general_recipe(outer_cast)
-    return Plan(recipe, processor_mode(recipe), blocks, outer, processor_mode(outer), parameter_block(outer_cast, 64))
+    return Plan(
+        recipe, processor_mode(recipe), blocks, outer, processor_mode(outer), parameter_block(outer_cast, 64),
+        _nan_is_error(cast) or _nan_is_error(outer_cast),
+    )  # fmt: skip
+
+
+def _nan_is_error(cast: Cast) -> bool:
+    return cast.overflow is Overflow.ERROR or not cast.format.has_nan
 
 
 def check_specials(cast: Cast, special: bool) -> None:

@@ -369,6 +369,36 @@ def random_word(b: ir.IRBuilder, index: Any, key: Any) -> Any:
     return b.xor(x, b.lshr(x, whole(15)))
 
 
+@intrinsic(prefer_literal=True)
+def store_vectors(_typing, bits, store_bits, count, source, target):  # type: ignore[no-untyped-def]
+    """Store `count` x 16 floats of `bits` as floats of `store_bits`, NaN as the canonical one; return how many NaN.
+
+    bits, store_bits and count are literals.
+    """
+    if not all(isinstance(x, types.Literal) for x in (bits, store_bits, count)):
+        return None
+    width, store_width, number = bits.literal_value, store_bits.literal_value, count.literal_value
+
+    def generate(_context: Any, b: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        lanes = Lanes(b, width)
+        nans = INT64(0)
+        step = lanes.count * store_width // 8
+        for i in range(number * 16 // lanes.count):
+            x = lanes.load(b.add(values[3], INT64(64 * i)))
+            nan = b.fcmp_unordered("uno", x, x)
+            mask = b.zext(b.bitcast(nan, ir.IntType(lanes.count)), INT64)
+            nans = b.add(nans, b.ctpop(mask))
+            x = b.select(nan, lanes.number(float("nan")), x)
+            if store_width != width:
+                kind = ir.VectorType(ir.FloatType() if store_width == 32 else ir.DoubleType(), lanes.count)
+                x = b.fptrunc(x, kind) if store_width < width else b.fpext(x, kind)
+            place = b.inttoptr(b.add(values[4], INT64(step * i)), ir.PointerType(x.type))
+            b.store(x, place).align = store_width // 8
+        return nans
+
+    return types.int64(bits, store_bits, count, types.int64, types.int64), generate
+
+
 @intrinsic
 def look_vectors(_typing, state, address, count):  # type: ignore[no-untyped-def]
     """Take `count` vectors of 16 float32 into three running vectors of integers at `state`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -57,15 +57,22 @@ class Mapper:
         return self._rates[a, b]
 
     def choose(self, work: GemmWork, room: int) -> Mapped:
-        """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken."""
-        key = (work, room)
+        """The best mapping for `room` bytes; of the search's best estimates for cycles the fastest is taken.
+
+        Recorded steps differ a little in how kept positions scatter over bursts. That is rounded for the search, so
+        that their GEMMs share one mapping, and exact in what is executed.
+        """
+        spread = work.a.spread
+        alike = work if spread == ALL else replace(work, a=replace(work.a, spread=Fraction(round(spread * 4), 4)))
+        key = (alike, room)
         if key not in self._chosen:
-            ranked = search(work, self.machine, room, self.prices)
+            ranked = search(alike, self.machine, room, self.prices)
             tried = [item for item in ranked if item.score <= WORTH_TRYING * ranked[0].score]
             if self.prices.objective != "cycles":
                 tried = tried[:1]
-            self._chosen[key] = min((self.map(work, item.mapping) for item in tried), key=lambda found: found.ticks)
-        return self._chosen[key]
+            self._chosen[key] = min((self.map(alike, item.mapping) for item in tried), key=lambda found: found.ticks)
+        found = self._chosen[key]
+        return found if alike == work else self.map(work, found.mapping)
 
     def map(self, work: GemmWork, mapping: Mapping) -> Mapped:
         """A GEMM with a given mapping."""

@@ -272,6 +272,18 @@ def test_a_chip_that_does_what_the_model_says_has_no_mismatch(name):
     assert {key.split("/")[1] for key in vectors} == set(finding["by_regime"])
 
 
+@pytest.mark.parametrize("name", BY_ID)
+def test_hwsim_s_named_macs_give_what_the_model_gives(name):
+    """Two implementations of one chip, on every regime, longer sums and a layer's GEMMs included."""
+    instruction = BY_ID[name]
+    emulate = hwsim_emulation("h200", instruction)
+    assert emulate is not None
+    examiner = Examiner(instruction, "h200", lambda batch: batch.c, emulate)
+    examiner.run = examiner.model
+    finding, _ = examiner.examine(1500)
+    assert finding["mismatches"] == 0 and not any(finding["layer"].values()), finding["by_regime"]
+
+
 def test_a_chip_with_another_rounding_is_caught_with_examples():
     examiner = Examiner(FP8, "h200", lambda batch: batch.c)
     wide = Examiner(Instruction("wgmma", "float16", "float32"), "h200", lambda batch: batch.c)

@@ -38,7 +38,7 @@ from hwsim.kernels.numba_cpu.rounding import FixedParameters, FloatParameters
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
-STRIP = 256  # elements of a row done together; columns, where blocks run along another axis than the last
+STRIP = 512  # elements of a row done together; columns, where blocks run along another axis than the last
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
 
 
@@ -510,16 +510,16 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         amax = magnitude if magnitude > amax else amax
                     store(largest, b, amax)
                 for b in range(last - first):
-                    amax = load(largest, b)
-                    scale = _two_level_scale(np.float64(float_of(amax)), scale_p, second)
-                    unit = scale * second.tensor_scale
-                    inverse = 1 / unit
-                    doubt |= (amax >= np.int32(230 << 23)) | (inverse < 2.0**-90) | (inverse > 2.0**90)
+                    scale = _two_level_scale(np.float64(float_of(load(largest, b))), scale_p, second)
+                    store(block_units, b, scale)
+                for b in range(last - first):
+                    scale = load(block_units, b)
                     store(flat_scales, o * blocks + first + b, scale)
-                    store(block_units, b, unit)
-                    store(block_inverses, b, np.float32(inverse))
+                    store(block_units, b, scale * second.tensor_scale)
+                    store(block_inverses, b, np.float32(1 / (scale * second.tensor_scale)))
                 for b in range(last - first):
                     unit, inverse = load(block_units, b), load(block_inverses, b)
+                    doubt |= (load(largest, b) >= np.int32(230 << 23)) | (inverse < 2.0**-90) | (inverse > 2.0**90)
                     for j in range(block):
                         store(units, b * block + j, unit)
                         store(inverses, b * block + j, inverse)

@@ -54,7 +54,7 @@ def simulate(
     format: Annotated[str, typer.Option(help="Number format of the operands; a workload has its own.")] = "bfloat16",
     sparsity: Annotated[Sparsity, typer.Option(help="What becomes of a workload's top-k selection.")] = Sparsity.REAL,
     mapping: Annotated[str | None, typer.Option(help="Pin the mapping, written as --json prints it.")] = None,
-    engine: Annotated[Engine, typer.Option(help="events: by SimPy; fast: its compiled twin.")] = Engine.FAST,
+    engine: Annotated[Engine, typer.Option(help="events: by SimPy; fast: its twin, a recurrence.")] = Engine.FAST,
     objective: Annotated[Objective, typer.Option(help="What the mapping search makes small.")] = Objective.CYCLES,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in input order.")] = False,
     csv_out: Annotated[Path | None, typer.Option("--csv", help="Write one row an op and step to this file.")] = None,

@@ -36,6 +36,7 @@ _HOME = {
     "parse_format": "hwsim.arithmetic.named",
     # on tensors
     "backend": "hwsim.kernels.backends",
+    "all_values": "hwsim.kernels",
     "decode": "hwsim.kernels",
     "encode": "hwsim.kernels",
     "matmul": "hwsim.kernels",

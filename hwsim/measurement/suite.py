@@ -303,7 +303,10 @@ def _tensor_cores(job: Suite, device: str) -> None:
     import shutil
 
     kind = job.file.device.get("kind", "cuda" if shutil.which("nvidia-smi") else "cpu")
-    if device == "cpu" or kind != "cuda" or job.seconds_left < 20:
+    if device == "cpu" or kind != "cuda":
+        job.tell("tensor cores: left out, they need a CUDA device")
+        return
+    if job.seconds_left < 20:
         return
     limit = min(TENSOR_CORE_S, job.seconds_left - 5)
     command = [
@@ -327,9 +330,10 @@ def _tensor_cores(job: Suite, device: str) -> None:
     for line in lines[-25:]:
         job.tell(line)
     if (findings := job.out / "tensor_core.json").exists():
-        job.file.tensor_core = {
-            entry["id"]: entry for entry in json.loads(findings.read_text(encoding="utf-8"))["cases"]
-        }
+        cases = json.loads(findings.read_text(encoding="utf-8"))["cases"]
+        # The answers to single questions stay in their own file.
+        brief = [{key: value for key, value in case.items() if key not in ("questions", "examples")} for case in cases]
+        job.file.tensor_core = {case["id"]: case for case in brief}
     job.save()
 
 

@@ -274,7 +274,9 @@ def run(out: Path, seconds: float = 150, resume: bool = False, dots: int = DOTS,
         state = json.loads(path.read_text(encoding="utf-8"))
         if vector_path.exists():
             vectors = dict(np.load(vector_path))
-    settled = {case["id"] for case in state["cases"] if case.get("mismatches") is not None}
+    commit = commit or machine.code_commit()
+    # A verdict stands; a mismatch, or no verdict at all, is looked at again by other code.
+    settled = {case["id"] for case in state["cases"] if case.get("mismatches") == 0 or case.get("commit") == commit}
     todo = [i for i in INSTRUCTIONS if i.id not in settled and (i.unit == "mma" or capability == "9.0")]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
         programs = pool.map(lambda i: compile_program(i, Path(folder), capability), todo)
@@ -287,7 +289,7 @@ def run(out: Path, seconds: float = 150, resume: bool = False, dots: int = DOTS,
                 "instruction": instruction.ptx,
                 "chip": chip or properties.name,
                 "date": machine.now(),
-                "commit": commit or machine.code_commit(),
+                "commit": commit,
                 "mismatches": None,
             }
             if program is None:

@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# one worker a core; a test file stays on one worker
+PYTEST_ARGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 # pip resolves torch once; set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for the CPU build
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -12,7 +14,7 @@ demo: $(VENV)/installed  ## train, simulate and report on real data in about a m
 	$(BIN)/hwsim demo
 
 test: $(VENV)/installed-dev  ## the tests that run in minutes
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/installed-dev  ## speed tables, each with its ratio to the limit of this machine
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

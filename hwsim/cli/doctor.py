@@ -49,6 +49,15 @@ def _vector_instructions() -> str:
     return ", ".join(wanted) or "no AVX2: the compiled kernels are slower"
 
 
+def _compiled_code() -> str:
+    from importlib import import_module
+
+    from hwsim.kernels.numba_cpu import compiled
+
+    import_module("hwsim.kernels.numba_cpu.quantize")  # importing kernels is what tries the cache
+    return compiled.cache_problem or "cached between runs"
+
+
 def _threads() -> str:
     import torch
 
@@ -102,6 +111,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "processor": _processor,
     "threads": _threads,
     "back ends": _backends,
+    "compiled": _compiled_code,
     "GPU": _gpu,
     "extras": _extras,
     "data": _data,

@@ -173,5 +173,5 @@ def _write(out: Path, title: str, columns: dict[str, tuple[NumberFormat, np.ndar
     lines = [f"// {title}", f"localparam VECTORS = {len(first)};", f"localparam TERMS = {terms};", *sizes]
     header.write_text("\n".join(lines) + "\n")
     with (out / "vectors.npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return [*files, header, out / "vectors.npz"]

@@ -28,7 +28,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     except RuntimeError as error:  # numba found no folder that it can write
         cache_problem = str(error)
         return numba.njit(nogil=True)(function)
-    index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):
         index._source_stamp = (index._source_stamp, sources_stamp())
     return dispatcher

@@ -99,7 +99,7 @@ def _add_number(digits, x):  # type: ignore[no-untyped-def]
     place = exponent - LOWEST
     if place < 0:  # trailing zeros: products are multiples of 2**-298
         significand >>= -place
-        place = 0
+        place = 0  # type: ignore[assignment]
     sign = -1 if code < 0 else 1
     digit, shift = place >> 5, place & 31
     low = (significand & 0x7FFFFFF) << shift  # below 2**58

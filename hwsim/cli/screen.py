@@ -48,8 +48,9 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for index, heading in enumerate(headings):
+        side = "right" if heading in right else "left"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=index == 0)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     output().print(table, soft_wrap=False)

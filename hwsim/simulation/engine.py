@@ -240,17 +240,15 @@ def _stalls(unit: str, before: int, time: JobTimes, count: Counts, compute: int)
     are known; the rest is waiting for data or for room: DRAM's if DRAM needs the port longer than the on-chip memory.
     """
     window = time.end - before
-    dependency = min(max(0, time.ready - before), window - compute)
+    computing = compute if unit != "memory" else 0  # a copy only moves data
+    dependency = min(max(0, time.ready - before), window - computing)
     found = {"dependency": dependency}
     if unit == "array":
         found |= {"vector": count.vector_wait, "fill_drain": count.fill_drain, "scratchpad": count.port_wait}
     elif unit in ("vector", "select"):
         found["vector" if unit == "vector" else "selection"] = compute
-    waiting = window - dependency - (count.busy + sum(found.values()) - dependency if unit == "array" else compute)
-    if unit == "memory":
-        waiting = window - dependency
-    cause = "dram" if count.dram_port >= count.outer_port else "scratchpad"
-    found[cause] = found.get(cause, 0) + waiting
+    memory = "dram" if count.dram_port >= count.outer_port else "scratchpad"
+    found[memory] = found.get(memory, 0) + window - dependency - computing
     return found
 
 

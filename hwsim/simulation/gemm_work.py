@@ -12,6 +12,7 @@ import numpy as np
 
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.arithmetic.number import NumberFormat
+from hwsim.errors import SpecError
 from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.mapping import ALL, GemmWork, Mapping, Operand, ceil_div
 from hwsim.hardware.mapping_cost import fold_axes, unit_depth
@@ -254,6 +255,24 @@ def accumulation_order(machine: Accelerator, work: GemmWork, mapping: Mapping) -
     if chunk <= 1 or chunk >= work.k:
         return "sequential"
     return f"chunked({chunk})"
+
+
+def machine_order(machine: Accelerator, a: NumberFormat, b: NumberFormat) -> str:
+    """The order in which a machine accumulates every GEMM of these operand formats: what `order: accelerator` means.
+
+    A GEMM shorter than a chunk gives the same values in order, since a chunk starts from 0 and joins a sum of 0.
+
+    Raises:
+        SpecError: the order depends on the GEMM; `accumulation_orders` tells it for each op of a workload.
+    """
+    if machine.tiled is not None or machine.arrays.dataflow == "any":
+        raise SpecError(
+            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order in the plan, or "
+            f"a machine with one dataflow"
+        )
+    depth, _ = unit_depth(machine.arrays, machine.arrays.rate_of(a, b))
+    chunk = machine.arrays.rows * depth if fold_axes(machine.arrays.dataflow)[0] == "k" else depth
+    return "sequential" if chunk == 1 else f"chunked({chunk})"
 
 
 def bits256(number: NumberFormat) -> int:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from hwsim.arithmetic.mac import MacSpec
+from hwsim.arithmetic.named import parse_format
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.simulation.engine import accumulation_orders, simulate, simulate_gemms
+from hwsim.simulation.gemm_work import machine_order
 from hwsim.simulation.result import SimulationResult
 from hwsim.simulation.topology import LinearShape, RandomTopK, workload_of
 
@@ -89,6 +91,19 @@ def test_a_plan_that_sums_in_another_order_is_noted(chip):
         "fc1.output": "chunked(32)",
         "fc2.output": "chunked(32)",
     }
+
+
+def test_a_machine_with_one_dataflow_has_one_order(chip, change):
+    bfloat16 = parse_format("bfloat16")
+    for flow, order in (("weight_stationary", "chunked(32)"), ("output_stationary", "sequential")):
+        machine = change(chip, arrays={"dataflow": flow})
+        assert machine_order(machine, bfloat16, bfloat16) == order
+        long = simulate_gemms([(64, 64, 4096, "bfloat16")], machine).ops[0]
+        assert long.order == order
+    deep = change(chip, arrays={"dataflow": "output_stationary", "macs_per_cycle": {"bfloat16": 4096.0}})
+    assert machine_order(deep, bfloat16, bfloat16) == "chunked(4)"
+    with pytest.raises(SpecError, match="chooses how to accumulate"):
+        machine_order(chip, bfloat16, bfloat16)
 
 
 @pytest.mark.parametrize(

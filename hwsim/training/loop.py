@@ -28,6 +28,8 @@ from hwsim.training.presets import parse_plan
 from hwsim.training.recipe import Recipe
 from hwsim.training.recorder import Recorder
 from hwsim.training.result import TrainingResult, TrainingSummary
+from hwsim.training.shrink import shrink
+from hwsim.training.simplify import Simplifier
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.sparsity import measure_sparsity
 from hwsim.training.trace import build_workload, join_workloads, same_graph, split_workload
@@ -139,6 +141,10 @@ class _Run:
         """Bring the weights into their stored format and note what the run starts from."""
         self.optimizer = Optimizer(self.model, self.plan, self.recipe, self.seed)
         self.state.initial_sha256 = hash_tensors(p for p in self.model.parameters())
+        self.simplifier: Simplifier | None = None
+        if self.recipe.simplify is not None:
+            self.simplifier = Simplifier(self.recipe.simplify, self.sparse, self.model, self.inputs[:2].to(self.device))
+        self.emulation.step.simplifier = self.simplifier
         self.started = self.saved = time.monotonic()
 
     def finish(self) -> TrainingResult:
@@ -152,7 +158,20 @@ class _Run:
             state.epoch, state.position, state.losses = state.epoch + 1, 0, []
             self._save()
         workload = join_workloads(self.workloads)
-        return TrainingResult(self._summary(workload), workload)
+        summary = self._summary(workload)
+        if self.simplifier is not None and state.outcome == "finished":
+            workload = self._simplified_steps()
+        return TrainingResult(summary, workload)
+
+    def _simplified_steps(self) -> Workload:
+        """Return recorded steps of the smaller network that is left: the next steps of its training, in a copy."""
+        smaller, recipe = shrink(self.model, self.inputs[:2].to(self.device)), self.recipe
+        few = min(recipe.recorded_steps * recipe.batch, len(self.train_split))
+        changes = {"simplify": None, "epochs": 1, "train_examples": few, "evaluate_examples": 1}
+        short = recipe.model_copy(update=changes)
+        run = _Run(smaller, self.plan, self.data, self.sparse, self.seed, short, None, None)
+        run.start()
+        return run.finish().workload
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
@@ -167,6 +186,9 @@ class _Run:
             state.losses.append(loss)
             state.position += len(chosen)
             state.number += 1
+            if self.simplifier is not None:
+                done = state.number - state.epoch * self.steps_per_epoch
+                self.simplifier.after_update(state.epoch, done, self.steps_per_epoch, self.optimizer)
             if not math.isfinite(loss) and not self.optimizer.loss_scale.dynamic:
                 state.outcome = "diverged"
                 return
@@ -239,6 +261,8 @@ class _Run:
         curves["train_loss"].append(mean if math.isfinite(mean) else None)
         curves["dev_accuracy"].append(dev)
         curves["test_accuracy"].append(test)
+        if self.simplifier is not None:
+            curves.setdefault("average_dimension", []).append(self.simplifier.average_dimension)
         done = state.number / (self.steps_per_epoch * self.recipe.epochs)
         self.progress(done, f"epoch {state.epoch + 1} of {self.recipe.epochs}: dev {dev:.2%}")
 
@@ -263,6 +287,7 @@ class _Run:
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for part in self.optimizer.parameters:
             tensors |= {f"state.{part.path}.{name}": value for name, value in part.states.items()}
+        tensors |= self.simplifier.tensors() if self.simplifier else {}
         return tensors | {f"memory.{name}": value for name, value in self.emulation.step.memories.items()}
 
     def _identity(self) -> str:
@@ -312,6 +337,8 @@ class _Run:
         for part in self.optimizer.parameters:
             for name, value in part.states.items():
                 value.copy_(tensors[f"state.{part.path}.{name}"])
+        if self.simplifier is not None:
+            self.simplifier.restore(tensors)
         memories = {n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")}
         self.emulation.step.memories = {name: value.to(self.device) for name, value in memories.items()}
 
@@ -343,6 +370,10 @@ class _Run:
             sparsity=measure_sparsity(workload, state.norm_shares),
             uncovered=tuple(sorted(self.emulation.step.uncovered | self.emulation.auditor.escaped)),
             parameters=sum(p.numel() for p in self.model.parameters()),
+            units=self.simplifier.units if self.simplifier else {},
+            average_dimension=curves["average_dimension"][selected]
+            if self.simplifier and selected is not None
+            else None,
         )
 
     def _selected_epoch(self) -> int | None:

@@ -89,16 +89,15 @@ def nvfp4() -> PrecisionPlan:
 
 
 def int8() -> PrecisionPlan:
-    """Return int8 operands with one power-of-two scale a tensor, gradients rounded stochastically.
+    """Return int8 operands with one power-of-two scale a tensor, gradients rounded stochastically, float32 sums.
 
-    Integer sums of such products cannot round or overflow in 32 bits below 131,072 products, so an exact sum that is
-    rounded to float32 at its end is what the integer accumulator and its conversion give.
+    Sums of up to 1,024 such products fit the 24 bits of a float32 significand, so that they are what an integer
+    accumulator gives; longer ones are rounded where an integer accumulator of 32 bits would be exact.
     """
-    mac = MacSpec("float32", order="exact")
     operand, gradient = Cast("int8"), Cast("int8", "stochastic")
     casts = {"input": operand, "weight": operand, "gradient": gradient}
     scaling = dict.fromkeys(casts, Scaling("current"))
-    return PrecisionPlan("int8", (Rule("*", casts, dict.fromkeys(GEMMS, mac), scaling),))
+    return PrecisionPlan("int8", (Rule("*", casts, scaling=scaling),))
 
 
 def fixed_point() -> PrecisionPlan:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hwsim.spec import Spec, field_problem
+from hwsim.training.simplification import Simplification
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -43,6 +44,8 @@ class Recipe(Spec):
     """Trains on the first so many examples only; None: on all."""
     evaluate_examples: Annotated[int, Field(ge=1)] | None = None
     """Evaluates on the first so many examples of dev and of test only; None: on all."""
+    simplify: Simplification | None = None
+    """Removes hidden units that top-k hardly ever keeps (meSimp); None: all stay."""
     recorded_steps: Annotated[int, Field(ge=1)] = 8
     """How many steps, spread evenly over training, are recorded for the simulator."""
 

@@ -58,6 +58,10 @@ class TrainingSummary(Spec):
     uncovered: tuple[str, ...] = ()
     """Functions that ran as torch does, because the plan allows it."""
     parameters: int = 0
+    units: dict[str, int] = Field(default_factory=dict)
+    """Units left at the end in each layer that `simplify` could remove some from."""
+    average_dimension: float | None = None
+    """Mean number of units left in those layers at the selected epoch."""
 
 
 class TrainingResult:

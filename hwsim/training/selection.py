@@ -56,13 +56,18 @@ def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor,
         return gradient, None
     extent = gradient.shape[1]
     kept = sparse.kept(full or extent, site.step.epoch)
-    if kept >= extent:
-        return gradient, None
-    if sparse.memory:
-        gradient = recall(gradient, site, sparse.memory)
-    chosen = choose(gradient, kept, sparse, site)
-    if sparse.memory:
-        site.step.memories[site.id] = gradient - chosen.mask(gradient)
+    simplifier = site.step.simplifier
+    if simplifier is not None:
+        gradient = simplifier.silence(site.layer, gradient)
+    chosen = None
+    if kept < extent:
+        if sparse.memory:
+            gradient = recall(gradient, site, sparse.memory)
+        chosen = choose(gradient, kept, sparse, site)
+        if sparse.memory:
+            site.step.memories[site.id] = gradient - chosen.mask(gradient)
+    if simplifier is not None:
+        simplifier.count(site.layer, gradient, chosen)
     return gradient, chosen
 
 

@@ -14,6 +14,7 @@ from hwsim.training.sparse import SparseBackprop
 if TYPE_CHECKING:
     from hwsim.training.audit import Auditor
     from hwsim.training.recorder import Recorder
+    from hwsim.training.simplify import Simplifier
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Step:
     epoch: int = 0
     domain: str = "train"  # or "evaluate": its random bits are drawn apart
     recorder: Recorder | None = None  # set in steps that are recorded
+    simplifier: Simplifier | None = None  # set in runs that remove hidden units
     output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer
     repeats: dict[str, int] = field(default_factory=dict)  # how often a part ran so far, by path; cleared each step

@@ -1,4 +1,4 @@
-"""CIFAR-10, CoNLL-U, parser transitions and characters: small made-up files, damage, and the real ones where at hand."""
+"""CIFAR-10, CoNLL-U, parser transitions, characters: small made-up files, damage, the real ones where at hand."""
 
 import gzip
 import io

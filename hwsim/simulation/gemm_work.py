@@ -248,13 +248,18 @@ def accumulation_order(machine: Accelerator, work: GemmWork, mapping: Mapping) -
 
     With the reduced axis along the rows, each column of the array sums `rows` x depth products from 0, and these sums
     join the result one after the other; output stationary units add what streams past, `depth` products at a time.
+    A tile of k that is no multiple of the chunk breaks the pattern: a smaller tile is the chunk, a larger one gives an
+    order that a MacSpec has no name for ("").
     """
     depth, _ = unit_depth(machine.arrays, work.rate)
     row_axis, _, _ = fold_axes(mapping.dataflow)
     chunk = machine.arrays.rows * depth if row_axis == "k" else depth
-    if chunk <= 1 or chunk >= work.k:
-        return "sequential"
-    return f"chunked({chunk})"
+    tile = mapping.tile[2]
+    if tile < work.k and tile % chunk:
+        if tile > chunk:
+            return ""
+        chunk = tile
+    return "sequential" if chunk <= 1 or chunk >= work.k else f"chunked({chunk})"
 
 
 def machine_order(machine: Accelerator, a: NumberFormat, b: NumberFormat) -> str:
@@ -267,8 +272,8 @@ def machine_order(machine: Accelerator, a: NumberFormat, b: NumberFormat) -> str
     """
     if machine.tiled is not None or machine.arrays.dataflow == "any":
         raise SpecError(
-            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order in the plan, or "
-            f"a machine with one dataflow"
+            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order in the plan, "
+            f"or a machine with one dataflow"
         )
     depth, _ = unit_depth(machine.arrays, machine.arrays.rate_of(a, b))
     chunk = machine.arrays.rows * depth if fold_axes(machine.arrays.dataflow)[0] == "k" else depth

@@ -85,6 +85,10 @@ def test_a_plan_that_sums_in_another_order_is_noted(chip):
     result = simulate(workload, chip, mapping=pin)
     assert result.ops[0].order == "chunked(32)"
     assert any("pairwise" in note and "chunked(32)" in note for note in result.notes)
+    orders = {40: "", 20: "chunked(20)", 64: "chunked(32)"}  # tiles of k that are no multiple of the 32 rows
+    for tile, order in orders.items():
+        cut = simulate(workload, chip, mapping=f"weight_stationary tile=8x70x{tile} order=mnk keep=abc")
+        assert cut.ops[0].order == order
     agreeing = workload_of(LAYERS, batch=8, mac=MacSpec("bfloat16", order="accelerator"))
     assert not simulate(agreeing, chip, mapping=pin).notes
     assert accumulation_orders(agreeing, chip, mapping=pin) == {

@@ -206,10 +206,14 @@ class Experiment(Spec):
         for _, family, settings in self._spread():
             recipe = {**to_plain(self.training), **settings["training"]}
             try:
-                Recipe.model_validate_json(json.dumps(recipe))
+                checked = Recipe.model_validate_json(json.dumps(recipe))
             except ValidationError as error:
                 where = ("configurations", family, "training")
                 problems += [((*where, *place), message) for place, message in findings_of(error, Recipe, recipe)]
+            else:
+                if checked.simplify is not None and settings["sparse"] is None:
+                    message = "missing, expected it: simplify removes units by what top-k keeps"
+                    problems.append((("configurations", family, "sparse"), message))
         if problems:
             raise field_problems(problems)
         return self

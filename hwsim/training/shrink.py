@@ -7,7 +7,7 @@ layers follow each other in that way is found by trying it on an example, so no 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,9 +38,7 @@ def hidden_links(model: nn.Module, example: Tensor) -> tuple[Link, ...]:
     """
     order: list[str] = []
     linear = {path: part for path, part in model.named_modules() if type(part) is nn.Linear}
-    hooks = [
-        (part, "pre", lambda module, inputs, path=path: order.append(path)) for path, part in linear.items()
-    ]
+    hooks = [(part, "pre", lambda module, inputs, path=path: order.append(path)) for path, part in linear.items()]
     with _probing(model, hooks):
         model(example)
     once = [path for path in order if order.count(path) == 1]
@@ -80,7 +78,7 @@ def _reads_alone(model: nn.Module, layer: nn.Linear, reader: nn.Linear, example:
 
 
 @contextmanager
-def _probing(model: nn.Module, hooks: list[tuple[nn.Module, str, Hook]]) -> Iterator[None]:
+def _probing(model: nn.Module, hooks: Sequence[tuple[nn.Module, str, Hook]]) -> Iterator[None]:
     """Within it, the network evaluates without gradients and the hooks hang at their modules."""
     was_training = {path: part.training for path, part in model.named_modules()}
     model.eval()

@@ -37,15 +37,19 @@ $(BIN)/python:
 	@echo "Making an environment in $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml $(shell find hwsim models accelerators -name '*.py' -o -name '*.yaml') | $(BIN)/python
+# Both installs are editable: a copy in site-packages would leave compiled kernels behind when it is replaced, and
+# Python would take that remainder for hwsim.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "Installing hwsim and what it needs (torch is the large part) ..."
-	@$(PIP) .
+	@rm -rf $(VENV)/lib/python*/site-packages/hwsim
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing hwsim for development ..."
+	@rm -rf $(VENV)/lib/python*/site-packages/hwsim
 	@$(PIP) --editable '.[dev]'
-	@touch $@
+	@touch $@ $(VENV)/installed
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build dist *.egg-info

@@ -25,7 +25,7 @@ from hwsim.simulation.step_tensors import StepTensors
 from hwsim.workload import Gemm, Op
 
 # Mappings whose estimate is within this of the best one are executed to see which is really the fastest.
-WORTH_TRYING = 1.1
+WORTH_TRYING = 1.05
 
 
 # Row groups that walk lists are passed in about so many buffers for each slab of the other operand.

@@ -35,8 +35,8 @@ class JobTimes(NamedTuple):
     done: int
 
 
-# Called with (job index, what, start tick, end tick); what is "load", "store", "compute" or "steady N" for N passes
-# that were not walked one by one.
+# Called with (job index, what, start tick, end tick); what is "load", "store", "compute", or "steady N" (on the unit)
+# and "port steady N" for N passes that were not walked one by one.
 Log = Callable[[int, str, int, int], None]
 
 
@@ -145,12 +145,13 @@ class _Machine:
             nodes, work = split_last(nodes)
             last.append(work)
         if nodes:
-            began, count = self.ends[0], count_passes(nodes)
+            began, port, count = self.ends[0], self.port, count_passes(nodes)
             log, self.log = self.log, None
             self._advance(nodes, {})
             self.log = log
             self.pending_job = [self.job] * len(self.pending)
             self.log(self.job, f"steady {count}", began, self.ends[0])
+            self.log(self.job, f"port steady {count}", port, self.port)
         for work in reversed(last):
             self.step(work)
 

@@ -43,7 +43,7 @@ def trace(
     events += [_op_event(op, accelerator.clock.running_ghz) for op in result.steps[0].ops if op.cycles]
 
     def log(job: int, what: str, start: int, end: int) -> None:
-        row = "port" if what in ("load", "store") else jobs[job].unit
+        row = "port" if what.split(maxsplit=1)[0] in ("load", "store", "port") else jobs[job].unit
         if end > start:
             name, kind = f"{jobs[job].name} {what}", what.split(maxsplit=1)[0]
             events.append(_slice(name, kind, row, start * us, (end - start) * us))

@@ -65,11 +65,11 @@ class Auditor(TorchDispatchMode):
         finally:
             self._allowed -= 1
 
-    def run(self, function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> torch.Tensor:
-        """Call a torch GEMM as one of ours."""
+    def run(self, function: Callable[..., torch.Tensor], *operands: Any, **options: Any) -> torch.Tensor:
+        """Call a GEMM as one of ours: a kernel of hwsim (which may use BLAS where that is exact), or a native sum."""
         self._allowed += 1
         try:
-            return function(*operands)
+            return function(*operands, **options)
         finally:
             self._allowed -= 1
 

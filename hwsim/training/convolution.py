@@ -72,9 +72,7 @@ class Convolution(torch.autograd.Function):
         return x_gradient, weight_gradient, bias_gradient, None, None
 
 
-def output(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site: Site
-) -> tuple[Tensor, Tensor, Tensor]:
+def output(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums (n, c_out, oh, ow) with the bias added, and the operands as they were read."""
     gemm, blocks = "output", in_blocks(site, "input", "output")
     x_read = x if blocks else read(x, site, "input", gemm)
@@ -88,7 +86,9 @@ def output(
     if not blocks and has_kernels(x):
         weight_read = weight_read.reshape(weight.shape)
         bias_read = None if bias is None else read(bias, site, "bias", gemm)
-        y = kernels.conv_output(x_read, weight_read, bias=bias_read, **settings(window, site, gemm))
+        y = site.step.auditor.run(
+            kernels.conv_output, x_read, weight_read, bias=bias_read, **settings(window, site, gemm)
+        )
         return y.float(), x_read, weight_read
     columns = unfold(x_read, kernel, window)  # n, c kh kw, oh ow
     sums = []
@@ -116,7 +116,8 @@ def grad_input(
         product = site.step.auditor.run(lambda a, b: conv2d_input(shape, a, b, *options), w, g)
         return store(product, site, "activation_gradient", gemm, mac)
     if not blocks and has_kernels(g):
-        product = kernels.conv_grad_input(g, w, tuple(shape), **settings(window, site, gemm)).float()
+        arguments = settings(window, site, gemm)
+        product = site.step.auditor.run(kernels.conv_grad_input, g, w, tuple(shape), **arguments).float()
         return store(product, site, "activation_gradient", gemm, mac)
     spread, turned = spread_out(g, shape, w.shape[2:], window)
     columns = unfold(spread, w.shape[2:], turned).unflatten(1, (len(w), *w.shape[2:]))
@@ -146,7 +147,8 @@ def grad_weight(
         options = (window.stride, window.padding, window.dilation, window.groups)
         product = site.step.auditor.run(lambda a, b: conv2d_weight(a, kept_shape, b, *options), source, g)
     elif not blocks and has_kernels(g):
-        product = kernels.conv_grad_weight(g, source, tuple(kept_shape), **settings(window, site, gemm)).float()
+        arguments = settings(window, site, gemm)
+        product = site.step.auditor.run(kernels.conv_grad_weight, g, source, tuple(kept_shape), **arguments).float()
     else:
         columns = unfold(source, shape[2:], window).transpose(1, 2).flatten(0, 1)  # n oh ow, c kh kw
         rows = g.transpose(0, 1).flatten(1)  # c_out, n oh ow

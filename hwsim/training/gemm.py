@@ -94,7 +94,9 @@ def multiply(
         stream = site.stream(gemm, "sum")
     else:
         k_positions = None
-    result: Tensor = kernels.matmul(a, b, mac, bias=bias, stream=stream, formats=formats, k_positions=k_positions)
+    result = site.step.auditor.run(
+        kernels.matmul, a, b, mac, bias=bias, stream=stream, formats=formats, k_positions=k_positions
+    )
     return result if result.dtype == torch.float32 else result.float()
 
 
@@ -124,7 +126,7 @@ def sum_rows(x: Tensor, site: Site) -> Tensor:
         return x.sum(0)
     ones = torch.ones(1, len(x), dtype=x.dtype, device=x.device)
     stream = site.stream("reduce", "sum") if mac.rounding.stochastic else 0
-    result: Tensor = kernels.matmul(ones, x, mac, stream=stream)
+    result = site.step.auditor.run(kernels.matmul, ones, x, mac, stream=stream)
     return result.reshape(-1).float()
 
 

@@ -348,3 +348,21 @@ def test_kept_of_the_whole_width_is_dense_exactly():
         assert all(torch.equal(a, b) for a, b in zip(dense, topk, strict=True))
         _, fewer = gradients(network, x, emulate(network, FP8, SparseBackprop(k=4, rank_over=rank_over)))
         assert not torch.equal(dense[1], fewer[1])
+
+
+@pytest.mark.parametrize(("operand", "accumulator"), [("fixed8.6", "fixed20.12"), ("int8", "float32")])
+def test_kernels_that_use_blas_where_it_is_exact_are_no_escape(operand, accumulator, monkeypatch):
+    """The auditor once took a kernel's own exact BLAS call for an escape, and the slow reference stepped in."""
+
+    def refuse(*args):
+        raise AssertionError("a compiled kernel does this case")
+
+    monkeypatch.setattr("hwsim.kernels.gemm.Job._reference", refuse)
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)), torch.rand(16, 40)
+    plan = PrecisionPlan.uniform(operand, accumulator=accumulator, overflow="saturate")
+    context = emulate(network, plan)
+    watched = [g.clone() for g in gradients(network, x, context)[1]]
+    context.audit = False
+    assert all(torch.equal(a, b) for a, b in zip(watched, gradients(network, x, context)[1], strict=True))
+    assert not context.auditor.escaped

@@ -1,7 +1,8 @@
 """Speed of matmul in every kind of accumulator, with its ratio to this machine's limit, beside the peers.
 
 One thread, 512 x 512 x 512 unless said; best of several runs; everything in one process, and the limit is measured
-again beside each row, since other work on the machine moves both.
+again beside each row, since other work on the machine moves both. Times are the process's own processor time, so that
+a run during which the system gave the core to somebody else still counts.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ ROWS: tuple[tuple[str, str, float, str], ...] = (
 
 
 def best(call: Callable[[], Any], runs: int) -> float:
-    """Return the seconds of the fastest of `runs` calls, after one that is not counted."""
+    """Return the processor seconds of the fastest of `runs` calls, after one that is not counted."""
     call()
     times = []
     for _ in range(runs):
-        begin = time.perf_counter()
+        begin = time.process_time()
         call()
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return min(times)
 
 

@@ -19,6 +19,7 @@ from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_features
 
 from hwsim.arithmetic.mac import Chunked, Kahan, MacSpec, Sequential
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat, carrier_of
@@ -35,6 +36,7 @@ _MODES = (
     if _ARM
     else {"nearest": 0, "down": 0x400, "up": 0x800, "zero": 0xC00}
 )
+EXPLICIT_HALF = bool(get_host_cpu_features().get("avx512f"))  # a conversion to float16 with a rounding of its own
 _MAX_STEP_EXPONENT = 200  # fixed point beyond 2**+-200 is left to the reference
 
 
@@ -98,7 +100,7 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     term = Facts(a.precision + b.precision, a.lsb + b.lsb, a.top + b.top, a.special or b.special, a.wide or b.wide)
     order = "kahan" if isinstance(mac.order, Kahan) else "sequential"
     product_rule, product_block = "none", None
-    if isinstance(product, Cast):
+    if isinstance(product, Cast) and not _changes_nothing(product, term):
         check_specials(product, term.special)
         if product.rounding.stochastic:
             raise UnsupportedError("matmul: a stochastic product has no vector kernel")
@@ -163,13 +165,18 @@ def _accumulation(
         cast.rounding.mode is not RoundingMode.NEAREST_AWAY
     ):
         return 32, _direct_sum(cast.rounding), "none"
-    growth = _largest_sum(term, start, k, p) if order == "sequential" else math.inf
-    exact = growth < 2.0 ** min(lsb + 24, 1000)
+    growth = _largest_sum(term, start, k, p)
+    if order == "kahan":
+        growth *= 8  # the sum, the compensated term and the compensation all stay far below
+    exact = order == "sequential" and growth < 2.0 ** min(lsb + 24, 1000)
     safe = exact or (term.precision <= p and 2 * p + 2 <= 24 and term.lsb >= -149)
     if nearest and safe and not (term.special or start.special):
         rule = _magic_rule(cast, fmt, lsb, growth, order, signed_zero_start, term)
         if rule:
             return 32, "near", rule
+    half = fmt.exponent_bits == 5 and fmt.mantissa_bits == 10 and fmt.emax == 15 and plain_infinity
+    if nearest and half and EXPLICIT_HALF:
+        return 32, "odd", "halves"
     fits = 23 - fmt.mantissa_bits >= 2
     if cast.rounding.stochastic:
         fits = p + cast.rounding.random_bits <= 24 and growth < 2.0**127
@@ -183,7 +190,7 @@ def _fixed_accumulation(
 ) -> tuple[int, str, str]:
     if order != "sequential":
         return (64, *_general_sum(cast, 64))
-    on_grid = lsb >= -fmt.fraction_bits
+    on_grid = lsb >= -fmt.fraction_bits and not term.special  # "clamped" would lose a NaN
     widest = max(term.top - lsb, 0)
     reach = max(fmt.bits - fmt.signed, widest) + 1  # bits of |accumulator + product| in steps of the grid
     if on_grid and cast.overflow is not Overflow.WRAP and cast.overflow is not Overflow.ERROR:
@@ -210,7 +217,7 @@ def _magic_rule(
     cast: Cast, fmt: FloatingPoint, lsb: int, growth: float, order: str, signed_zero_start: bool, term: Facts
 ) -> str:
     """Return the cheapest rule that rounds by adding a magic number, or "" if none is proven."""
-    if not (fmt.negative_zero and fmt.smallest_exponent >= -149 + 1 and order == "sequential"):
+    if not (fmt.negative_zero and fmt.smallest_exponent >= -149 + 1):
         return ""
     reach = max(fmt.emax + 1, term.top) + 1  # the accumulator stays in range or is checked against it
     plain = growth <= fmt.largest
@@ -219,6 +226,8 @@ def _magic_rule(
     above_subnormals = lsb >= fmt.smallest_exponent and not signed_zero_start
     if plain and above_subnormals:
         return "magic"
+    if order == "kahan":
+        return ""
     if fmt.emin < -126:
         return ""
     if plain:
@@ -230,10 +239,26 @@ def _magic_rule(
     return "magic_subnormal_range"
 
 
+def _changes_nothing(cast: Cast, term: Facts) -> bool:
+    """Whether every product is a value of the format already."""
+    fmt = cast.format
+    fits = isinstance(fmt, FloatingPoint) and fmt.signed and fmt.negative_zero and fmt.zero and fmt.mantissa_bits > 0
+    if not fits or term.special or term.wide:
+        return False
+    assert isinstance(fmt, FloatingPoint)
+    return term.precision <= fmt.precision and term.lsb >= fmt.smallest_exponent and term.top <= fmt.emax
+
+
 def _product(cast: Cast, term: Facts) -> tuple[str, np.ndarray | None, int, Facts]:
     """Return the product's rule, its block, the lanes it needs and what is known of the rounded product."""
     fmt = cast.format
     rounded = facts_of_format(fmt)
+    rounded = rounded._replace(  # rounding sets no bit below the lowest, and at most doubles
+        precision=min(rounded.precision, term.precision),
+        lsb=max(rounded.lsb, term.lsb),
+        top=min(rounded.top, term.top + 1),
+        special=term.special or term.top >= rounded.top,
+    )
     if term.wide:
         raise UnsupportedError("matmul: rounded products of float64 operands have no vector kernel")
     narrow = (

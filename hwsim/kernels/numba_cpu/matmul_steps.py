@@ -117,6 +117,17 @@ class Step:
         halves = ir.VectorType(ir.HalfType(), v.count)
         return v.builder.fpext(v.builder.fptrunc(x, halves), v.floats)
 
+    def _halves(self, _mode: str, x: Any, _word: Any) -> Any:
+        """float16 to nearest even whatever the processor's mode is (AVX-512)."""
+        v = self.v
+        codes, mask = ir.VectorType(ir.IntType(16), v.count), ir.IntType(16)
+        name = "llvm.x86.avx512.mask.vcvtps2ph.512"
+        kind = ir.FunctionType(codes, [v.floats, ir.IntType(32), codes, mask])
+        function = v.builder.module.globals.get(name) or ir.Function(v.builder.module, kind, name)
+        nearest_even = ir.Constant(ir.IntType(32), 0)
+        packed = v.builder.call(function, [x, nearest_even, ir.Constant(codes, [0] * v.count), mask(-1)])
+        return v.builder.fpext(v.builder.bitcast(packed, ir.VectorType(ir.HalfType(), v.count)), v.floats)
+
     def _bits(self, mode: str, x: Any, word: Any) -> Any:
         """Formats with the carrier's exponents: add to the dropped bits and mask; carries, subnormals, infinity fit."""
         v, b = self.v, self.v.builder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from hwsim.errors import UnsupportedError
 from hwsim.training.gemm import multiply, read, read_along, same_reading, store, sum_rows
 from hwsim.training.selection import KeptRows, thin
 from hwsim.training.step import Site
+
+NEARLY_ALL = 0.5  # of the columns: from there on, gathering costs more than the products that it saves
 
 
 class Linear(torch.autograd.Function):
@@ -43,6 +46,10 @@ class Linear(torch.autograd.Function):
         gradient, kept = thin(gradient, site)
         if ctx.recorder is not None:
             ctx.recorder.backward(site, gradient, kept, ctx.needs_input_grad)
+        if kept is not None and kept.rank_over == "example":
+            gradient = kept.mask(gradient)
+            if covers_nearly_all(kept, site):
+                kept = None
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
             x_gradient = grad_input(gradient, weight, weight_is_read, kept, site)
@@ -88,16 +95,36 @@ def grad_weight(gradient: Tensor, x: Tensor, is_read: bool, kept: KeptRows | Non
     product = store(multiply(g.t(), rows, site, "grad_weight"), site, "weight_gradient", "grad_weight", mac)
     if kept is None:
         return product
-    whole = torch.zeros(gradient.shape[1], x.shape[1], dtype=product.dtype, device=product.device)
-    whole[kept.columns] = product
-    return whole
+    return scatter_rows(product, kept)
 
 
 def kept_columns(gradient: Tensor, kept: KeptRows) -> Tensor:
-    """Return the kept columns side by side; by example, with 0 where a row did not keep a column."""
-    if kept.rank_over == "example":
-        gradient = kept.mask(gradient)
+    """Return the kept columns side by side; by example the gradient has 0 already where a row kept nothing."""
     return gradient[:, kept.columns]
+
+
+def scatter_rows(compact: Tensor, kept: KeptRows) -> Tensor:
+    """Return a matrix with the compact one's rows at the kept positions, and 0 elsewhere.
+
+    On the CPU the zeros come from the system as untouched pages: filling them would take longer than the products.
+    """
+    shape = (kept.extent, compact.shape[1])
+    if compact.device.type == "cpu":
+        whole = torch.from_numpy(np.zeros(shape, np.float32))
+    else:
+        whole = torch.zeros(shape, device=compact.device)
+    return whole.index_copy_(0, kept.columns, compact)
+
+
+def covers_nearly_all(kept: KeptRows, site: Site) -> bool:
+    """Return whether multiplying the whole masked gradient is faster than gathering what some row kept.
+
+    Only for sums in no promised order: an order that we define is that of the gathered operands (contracts A7).
+    """
+    orders = [site.precision.mac(gemm).order for gemm in ("grad_input", "grad_weight")]
+    casts = [site.precision.cast("gradient", gemm) for gemm in ("grad_input", "grad_weight")]
+    free = all(isinstance(order, Native) for order in orders) and not any(casts)
+    return free and len(kept.columns) > NEARLY_ALL * kept.extent
 
 
 def skips_zeros(site: Site) -> bool:

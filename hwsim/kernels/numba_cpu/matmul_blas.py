@@ -16,6 +16,8 @@ import numpy as np
 from hwsim.arithmetic.mac import Chunked, Exact, MacSpec, Pairwise, Sequential
 from hwsim.arithmetic.number import FixedPoint
 from hwsim.arithmetic.rounding import Overflow
+from hwsim.kernels.numba_cpu.compiled import compiled
+from hwsim.kernels.numba_cpu.intrinsics import wide_vectors
 from hwsim.kernels.numba_cpu.matmul_plan import Facts
 
 SMALLEST_WORK = 1 << 18  # multiply-accumulates below which the bound costs more than it saves
@@ -34,18 +36,24 @@ def multiply(a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, 
         return False
     wraps = mac.overflow is Overflow.WRAP
     x, y = _tensor(a), _tensor(b)
-    bound = k * _largest(x) * _largest(y)
+    ranges = [_range(x), _range(y)]
+    bound = k * max(map(abs, ranges[0])) * max(map(abs, ranges[1]))
     if not wraps and bound > min(fmt.largest, -fmt.lowest):
         bound = _norms(x, 1) * _norms(y, 0) * (1 + 2.0**-20)  # Cauchy and Schwarz; the norms are rounded
         if bound > min(fmt.largest, -fmt.lowest):
             return False
     steps = bound * 2.0**-lsb
-    sums = _integer_sums(x, y, facts, steps) if work >= INTEGER_WORK else None
-    if sums is None:
-        if steps > 2.0**53:
-            return False
-        sums = x @ y if steps <= 2.0**24 else x.double() @ y.double()
-    _finish(sums, fmt, wraps, out)
+    if work >= INTEGER_WORK and steps < 2.0**31 and fmt.signed and (not wraps or lsb == -fmt.fraction_bits):
+        eight = [_as_int8(v, f.lsb, r) for v, f, r in zip((x, y), facts, ranges, strict=True)]
+        if all(v is not None for v in eight) and integer_product_works():
+            import torch
+
+            shift = 32 - fmt.bits if wraps and fmt.bits < 32 else 0
+            _store_integers(torch._int_mm(*eight).numpy(), out, np.int32(shift), 2.0**lsb)
+            return True
+    if steps > 2.0**53:
+        return False
+    _finish(x @ y if steps <= 2.0**24 else x.double() @ y.double(), fmt, wraps, out)
     return True
 
 
@@ -59,24 +67,25 @@ def _finish(sums: Any, fmt: FixedPoint, wraps: bool, out: np.ndarray) -> None:
     torch.from_numpy(out).copy_(sums + 0.0)  # + 0: fixed point has no negative zero
 
 
-def _integer_sums(x: Any, y: Any, facts: tuple[Facts, Facts], steps: float) -> Any:
-    """Return the sums by 8-bit integers as float32 or float64, None where operands or processor do not allow it."""
+def _as_int8(x: Any, lsb: int, ends: tuple[float, float]) -> Any:
+    """Return x / 2**lsb as int8, None where it does not fit."""
     import torch
 
-    if steps >= 2.0**31 or not integer_product_works():
+    scale = 2.0**-lsb
+    if ends[0] * scale < -128 or ends[1] * scale > 127:
         return None
-    eight = []
-    for value, f in ((x, facts[0]), (y, facts[1])):
-        if f.top - f.lsb > 8:
-            return None
-        whole = value if f.lsb == 0 else value * 2.0**-f.lsb
-        low, high = torch.aminmax(whole)
-        if low < -128 or high > 127:
-            return None
-        eight.append(whole.to(torch.int8))
-    sums = torch._int_mm(*eight)
-    kind = torch.float32 if steps <= 2.0**24 else torch.float64
-    return sums.to(kind) * 2.0 ** (facts[0].lsb + facts[1].lsb)
+    return (x if lsb == 0 else x * scale).to(torch.int8)
+
+
+@compiled
+def _store_integers(sums, out, shift, scale):  # type: ignore[no-untyped-def]
+    """out = sums * scale, the sums' upper `shift` bits replaced by the sign below them (wrap-around)."""
+    wide_vectors()
+    for i in range(sums.shape[0]):
+        source, target = sums[i], out[i]
+        for j in range(source.shape[0]):
+            value = np.int32(np.int32(source[j] << shift) >> shift)
+            target[j] = out.dtype.type(value) * out.dtype.type(scale)
 
 
 @cache
@@ -102,8 +111,14 @@ def _tensor(x: Any) -> Any:
     return torch.from_numpy(x if min(x.strides, default=0) >= 0 else np.ascontiguousarray(x))
 
 
-def _largest(x: Any) -> float:
-    return float(x.abs().max()) if x.numel() else 0.0
+def _range(x: Any) -> tuple[float, float]:
+    """Return the least and the greatest element."""
+    import torch
+
+    if not x.numel():
+        return 0.0, 0.0
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
 
 
 def _norms(x: Any, axis: int) -> float:

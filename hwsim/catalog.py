@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -104,14 +105,20 @@ def model_file(name_or_path: str | Path, folder: Path | None = None) -> Path:
 
 
 def load_accelerator(name_or_path: str | Path, folder: Path | None = None) -> Accelerator:
-    """Read an accelerator: a shipped name, or a YAML file.
+    """Read an accelerator: a shipped name, or a YAML file; a table of prices of its own lies relative to that file.
 
     Raises:
         SpecError: there is no such accelerator, or its file holds mistakes (all of them are named).
     """
     from hwsim.hardware.accelerator import Accelerator
 
-    return load_yaml(_find("accelerator", name_or_path, accelerators(), folder), Accelerator)
+    path = _find("accelerator", name_or_path, accelerators(), folder)
+    machine = load_yaml(path, Accelerator)
+    table = machine.energy.table
+    if not is_path(table):
+        return machine
+    prices = machine.energy.model_copy(update={"table": os.path.relpath(path.parent / table)})
+    return machine.model_copy(update={"energy": prices})
 
 
 def load_experiment(name_or_path: str | Path) -> Experiment:

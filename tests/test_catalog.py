@@ -99,3 +99,28 @@ def test_paths_in_an_experiment_start_at_its_folder(tmp_path: Path) -> None:
     experiment = catalog.load_experiment(tmp_path / "study" / "experiment.yaml")
     assert isinstance(experiment, Experiment)
     assert catalog.model_file(experiment.points()[0].model, experiment.folder) == tmp_path / "study" / "net.py"
+
+
+def test_a_table_of_prices_lies_beside_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chips").mkdir()
+    shipped = catalog.accelerators()["systolic_16x16"].read_text()
+    (tmp_path / "chips" / "mine.yaml").write_text(shipped.replace("energy_45nm", "./prices.yaml"))
+    with pytest.raises(SpecError, match=r"chips/prices\.yaml: no such file"):
+        check_file(tmp_path / "chips" / "mine.yaml")
+    (tmp_path / "chips" / "prices.yaml").write_text(catalog.energy_tables()["energy_45nm"].read_text())
+    check_file(tmp_path / "chips" / "mine.yaml")
+    assert catalog.load_accelerator("chips/mine.yaml").energy.table == "chips/prices.yaml"
+
+
+def test_checking_an_experiment_looks_at_everything_it_names(tmp_path: Path) -> None:
+    text = (
+        "schema: experiment/1\nname: a\nmodel: net.py\ndata: digitz\nconfigurations: {dense: {}}\naccelerators: [tpu]\n"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        check_file(tmp_path / "study.yaml")
+    assert len(caught.value.problems) == 2
+    (tmp_path / "study.yaml").write_text(text.replace("digitz", "digits").replace("tpu", "systolic_16x16"))
+    with pytest.raises(SpecError, match=r"model: .*net\.py: no such file"):
+        check_file(tmp_path / "study.yaml")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from hwsim.catalog import accelerators, energy_tables, load_model, models, studies
+from hwsim.catalog import accelerators, energy_tables, load_accelerator, load_model, models, studies
+from hwsim.data.dataset import loader
 from hwsim.document import parse_json, parse_yaml, read_text
 from hwsim.errors import SpecError
+from hwsim.experiment import Experiment
+from hwsim.hardware.accelerator import Accelerator
+from hwsim.hardware.energy import load_energy_table
 from hwsim.measurement.record import FILE_NAME, MeasurementFile
 from hwsim.spec import Spec, load_json, load_yaml
 from hwsim.spec_errors import near
@@ -71,6 +77,28 @@ def check_file(path: Path) -> None:
         MeasurementFile.read(path)
         return
     value = read_any(path)
-    check = getattr(value, "check", None)
-    if check is not None:
-        check()
+    if isinstance(value, Experiment):
+        _check_experiment(value)
+    elif isinstance(value, Accelerator):
+        load_energy_table(load_accelerator(path).energy.table)
+
+
+def _check_experiment(experiment: Experiment) -> None:
+    """Everything that an experiment names must be there and sound; the problems of all come together."""
+    problems: list[str] = []
+
+    def look(what: Callable[[], object]) -> None:
+        try:
+            what()
+        except SpecError as error:
+            problems.extend(error.problems)
+
+    look(experiment.points)
+    look(lambda: loader(experiment.data))
+    for name in experiment.accelerators:
+        look(partial(load_accelerator, name, experiment.folder))
+    if not problems:
+        for point in experiment.points():
+            look(partial(load_model, point.model, experiment.folder, **point.model_arguments))
+    if problems:
+        raise SpecError(*dict.fromkeys(problems))

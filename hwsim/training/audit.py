@@ -41,6 +41,11 @@ class Auditor(TorchDispatchMode):
         self.seen = 0  # operations looked at, so that a test can tell a silent auditor from a sleeping one
         self._allowed = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to wrap what follows against its compiler: compiled modules are refused, and it costs time."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -63,7 +63,7 @@ def _build(
 ) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
-    wide = VECTORS * lanes
+    wide = NARROW if counting else VECTORS * lanes  # counts take registers too
     slim = NARROW // lanes
     chunked = outer != ""
 

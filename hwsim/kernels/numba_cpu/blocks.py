@@ -26,6 +26,7 @@ from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.intrinsics import (
     bits_of,
+    fill,
     float_of,
     largest_magnitude_bits,
     load,
@@ -39,6 +40,7 @@ from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 STRIP = 512  # elements of a row done together; columns, where blocks run along another axis than the last
+BEYOND = 2.0**200  # float64 work: every larger magnitude saturates too
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
 
 
@@ -199,56 +201,38 @@ def _scale_exponent(amax_bits, rule):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def _moved_float(p, e, largest):  # type: ignore[no-untyped-def]
-    """Return the parameters of the format whose values are 2**e times those of p; `largest` is its largest value."""
-    like = p.emin_bits
-    up = typed_as(like, e << p.fraction)
-    over = bits_of(largest)
-    return FloatParameters(
-        p.sign_bit, p.field_mask, p.fraction, p.infinity,
-        typed_as(like, p.emin_bits + up), p.shift_bits, p.half_shift, p.inverse_bits,
-        float_of(typed_as(like, over + typed_as(like, 2 << p.fraction))),
-        largest, over, over, p.over_sign, over, p.beyond_sign, p.below_bits, p.nan_bits, p.zero_sign,
-        typed_as(like, (p.parity + e) & 1), p.cut, p.random_bits,
-    )  # fmt: skip
-
-
-@numba.njit
 def _power(like, e, rule):  # type: ignore[no-untyped-def]
     """Return 2**e in the working float type of the bits `like` (normal range)."""
     return float_of(typed_as(like, (e + rule.bias) << rule.fraction))
 
 
 @numba.njit
-def _round_scaled_float(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
-    unit = _power(bits_of(value), e, rule)
-    return rounding.round_float(value, mode, True, _moved_float(p, e, p.largest * unit), word)
-
-
-@numba.njit
-def _round_scaled_fixed(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
-    unit, inverse = _power(bits_of(value), e, rule), _power(bits_of(value), -e, rule)
-    lowest = p.lowest * unit
+def _round_scaled_fixed(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+    scale = float_of(typed_as(up, bits_of(p.scale) - up))
+    step = float_of(typed_as(up, bits_of(p.step) + up))
+    lowest, largest = p.lowest * p.scale * step, p.largest_code * step
     if lowest < -FLOAT32_LARGEST:  # this code would leave float32: the next one takes its place
-        lowest += p.step * unit
+        lowest += step
     moved = FixedParameters(
-        lowest, p.largest * unit, p.scale * inverse, p.step * unit,
-        p.magic, p.random_bits, p.random_scale, p.modulus, p.largest_code,
+        lowest, largest, scale, step, p.magic, p.random_bits, p.random_scale, p.modulus, p.largest_code,
     )  # fmt: skip
     return rounding.round_fixed(value, mode, moved, word)
 
 
-def _round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
-    """Round a finite value into 2**e times the element format, saturating; the result is scaled already."""
+def _round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+    """Round a finite value into 2**e times the element format, saturating; the result is scaled already.
+
+    `up` is e in the place of the exponent field, for both kinds of float.
+    """
     raise NotImplementedError("compiled code only: the type of p decides")
 
 
 @overload(_round_scaled)
-def _choose_round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
-    chosen = _round_scaled_float if p.instance_class is FloatParameters else _round_scaled_fixed
+def _choose_round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+    chosen = rounding.round_finite if p.instance_class is FloatParameters else _round_scaled_fixed
 
-    def round_scaled(value, e, mode, p, rule, word):  # type: ignore[no-untyped-def]
-        return chosen(value, e, mode, p, rule, word)
+    def round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+        return chosen(value, up, mode, p, word)
 
     return round_scaled
 
@@ -301,10 +285,11 @@ def _exact_block(x, out, scales, o, b, i, block, mode, p, rule, saturate, keys):
         return
     e = _scale_exponent(bits_of(amax), rule)
     scales[o, b, i] = _power(e, e, rule)
+    up = typed_as(e, e << rule.fraction)
     for j in range(first, last):
-        value = _without_infinity(x[o, j, i])
+        value = min(max(_without_infinity(x[o, j, i]), -BEYOND), BEYOND)
         word = _word((o * n + j) * inner + i, keys) if mode == rounding.STOCHASTIC else uint32(0)
-        out[o, j, i] = _round_scaled(value, e, mode, p, rule, word)
+        out[o, j, i] = _round_scaled(value, up, mode, p, word)
 
 
 def _lanes(block: int) -> int:
@@ -314,7 +299,7 @@ def _lanes(block: int) -> int:
 
 @numba.njit
 def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
-    """Return (exponent to work with, scale, whether float32 work is exact) of a block from its largest magnitude.
+    """Return (exponent to work with, in the place of the field; scale; whether float32 work is exact) of a block.
 
     A block of zeros has the smallest scale and may be rounded with any exponent.
     """
@@ -324,7 +309,7 @@ def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
     if amax >= rule.infinity_bits or field < rule.safe_low or field > rule.safe_high:
         return typed_as(amax, 0), 0.0, False
     e = _scale_exponent(amax, rule)
-    return e, np.float64(_power(e, e, rule)), True
+    return typed_as(amax, e << rule.fraction), np.float64(_power(e, e, rule)), True
 
 
 @cache
@@ -359,15 +344,14 @@ def _row_loop(mode: int, block: int, width: int) -> Any:
                     store(largest, b, e)
                     store(flat_scales, o * blocks + first + b, scale)
                 for b in range(last - first):
-                    e = load(largest, b)
-                    for j in range(block):
-                        store(exponents, b * block + j, e)
+                    for j in range(0, block, lanes):
+                        fill(exponents, b * block + j, lanes, load(largest, b))
                 low, high = keys[base >> 32, 0], keys[base >> 32, 1]
                 for j in range(count):
                     word = uint32(0)
                     if stochastic:
                         word = rounding.random_word(uint32(uint32(base) + uint32(j)), low, high)
-                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, p, rule, word)
+                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, p, word)
                     store(flat_out, base + j, np.float32(value))
                 if not all_exact:
                     for b in range(first, last):
@@ -413,7 +397,7 @@ def _column_loop(mode: int, block: int, width: int) -> Any:
                             word = uint32(0)
                             if stochastic:
                                 word = rounding.random_word(uint32(uint32(row) + uint32(i)), low, high)
-                            value = _round_scaled(load(flat, row + i), load(exponents, i), mode, p, rule, word)
+                            value = _round_scaled(load(flat, row + i), load(exponents, i), mode, p, word)
                             store(flat_out, row + i, np.float32(value))
                     if not all_exact:
                         for i in range(left, left + count):

@@ -133,6 +133,29 @@ def largest_magnitude_bits(typing_context, array, index, count):  # type: ignore
     return kind(array, index, count), generate
 
 
+@intrinsic(prefer_literal=True)
+def fill(typing_context, array, index, count, value):  # type: ignore[no-untyped-def]
+    """Store `value` into `count` places of a contiguous array from `index` on; `count` is a compile-time constant.
+
+    A loop over so few places becomes single stores.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    lanes = count.literal_value
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        vector = ir.VectorType(arguments[3].type, lanes)
+        place = builder.bitcast(builder.gep(data, [arguments[1]], inbounds=True), vector.as_pointer())
+        undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        one = builder.insert_element(undefined, arguments[3], first)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        builder.store(builder.shuffle_vector(one, undefined, zeros), place, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, index, count, array.dtype), generate
+
+
 STREAM_ALIGNMENT = 64
 
 

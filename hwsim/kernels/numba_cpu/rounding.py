@@ -178,18 +178,14 @@ def top_bits(word, like, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
-    """Round x into a float format; `word` is a uint32 that only stochastic rounding reads.
+def nearby(a, pattern, emin_bits, parity, mode, p, word):  # type: ignore[no-untyped-def]
+    """Return the value of an unbounded float format that a magnitude is rounded to; `pattern` tells its sign.
 
-    float32 x: the format's steps must be normal float32 numbers with room above (see `numba_cpu.quantize`).
+    `emin_bits` and `parity` stand for those of p, so that a format may be moved by a power of two.
     """
-    pattern = bits_of(x)
     zero = typed_as(pattern, 0)
-    sign = typed_as(pattern, pattern & p.sign_bit)
-    magnitude = float_of(typed_as(pattern, pattern & ~p.sign_bit))
-    a = p.clamp if magnitude > p.clamp else magnitude
     field = typed_as(pattern, bits_of(a) & p.field_mask)
-    big_bits = typed_as(pattern, max(field, p.emin_bits) + p.shift_bits)
+    big_bits = typed_as(pattern, max(field, emin_bits) + p.shift_bits)
     big = float_of(big_bits)
     total = a + big
     t = total - big
@@ -207,8 +203,8 @@ def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
         elif mode == TO_ODD:
             steps = typed_as(pattern, floor | typed_as(pattern, t != a))
         elif mode == NEAREST_EVEN_POWER or mode == TO_ODD_POWER:
-            odd = typed_as(pattern, (shift_right(big_bits, p.fraction) + p.parity) & 1)
-            even = (odd == zero) | (field < p.emin_bits)
+            odd = typed_as(pattern, (shift_right(big_bits, p.fraction) + parity) & 1)
+            even = (odd == zero) | (field < emin_bits)
             if mode == TO_ODD_POWER:
                 steps = typed_as(pattern, floor + typed_as(pattern, (t != a) & even))
             else:  # the sum's tie goes to 2 steps or to 0; an even exponent field keeps 1 step
@@ -220,6 +216,38 @@ def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
             noisy = typed_as(pattern, typed_as(pattern, scaled) + top_bits(word, pattern, p.random_bits))
             steps = typed_as(pattern, steps + shift_right(noisy, p.random_bits))
         t = float_of(steps) - big
+    return t
+
+
+@numba.njit
+def round_finite(x, up, mode, p, word):  # type: ignore[no-untyped-def]
+    """Round finite x into the signed format whose values are 2**e times those of p, saturating.
+
+    `up` is e in the place of the exponent field. The magnitude of x is not far above the largest value.
+    """
+    pattern = bits_of(x)
+    sign = typed_as(pattern, pattern & p.sign_bit)
+    a = float_of(typed_as(pattern, pattern & ~p.sign_bit))
+    parity = typed_as(pattern, p.parity + shift_right(up, p.fraction))
+    t = nearby(a, pattern, typed_as(pattern, p.emin_bits + up), parity, mode, p, word)
+    largest = float_of(typed_as(pattern, p.largest_bits + up))
+    t = t if t < largest else largest
+    kept_sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
+    return float_of(typed_as(pattern, bits_of(t) | kept_sign))
+
+
+@numba.njit
+def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
+    """Round x into a float format; `word` is a uint32 that only stochastic rounding reads.
+
+    float32 x: the format's steps must be normal float32 numbers with room above (see `numba_cpu.quantize`).
+    """
+    pattern = bits_of(x)
+    zero = typed_as(pattern, 0)
+    sign = typed_as(pattern, pattern & p.sign_bit)
+    magnitude = float_of(typed_as(pattern, pattern & ~p.sign_bit))
+    a = p.clamp if magnitude > p.clamp else magnitude
+    t = nearby(a, pattern, p.emin_bits, p.parity, mode, p, word)
     kept_sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
     result = typed_as(pattern, bits_of(t) | kept_sign)
     result = _out_of_range(result, t > p.largest, magnitude == p.infinity, pattern, sign, mode, p)

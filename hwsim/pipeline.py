@@ -21,9 +21,10 @@ from typing import Any, Literal, TypeVar
 
 import hwsim
 from hwsim import provenance
+from hwsim.accumulation import plan_on
 from hwsim.catalog import load_accelerator, load_experiment, load_model, model_file
 from hwsim.data.dataset import Dataset, load
-from hwsim.errors import SpecError, UnsupportedError
+from hwsim.errors import HwsimError, SpecError, UnsupportedError
 from hwsim.expected import Expected, comparison_section
 from hwsim.experiment import Experiment, Point
 from hwsim.hardware.accelerator import Accelerator
@@ -109,6 +110,7 @@ def run(
     points, machines = experiment.points(), _accelerators(experiment)
     if only != "train":
         _check_formats(points, machines)
+    points = tuple(resolved(point, machines) for point in points)
     expected = Expected.beside(experiment.folder)
     if expected is not None:  # a mistake in it should not wait for the end of the run
         expected.check_names([point.name for point in points], [machine.name for machine in machines])
@@ -254,6 +256,14 @@ def _accelerators(experiment: Experiment) -> tuple[Accelerator, ...]:
         if names.count(name) > 1:
             raise SpecError(f"accelerators: two of them have the name {name!r}, expected each name once")
     return loaded
+
+
+def resolved(point: Point, machines: Sequence[Accelerator]) -> Point:
+    """The configuration with `order: accelerator` replaced by what these machines do, before anything is trained."""
+    try:
+        return replace(point, plan=plan_on(point.plan, machines))
+    except HwsimError as error:
+        raise type(error)(f"configurations.{point.family}.precision: {error}") from None
 
 
 def _check_formats(points: Sequence[Point], machines: Sequence[Accelerator]) -> None:

@@ -38,11 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     "catalog": READING | {"experiment", "hardware", "data"},
     "provenance": {"__version__"},
     "report": READING | RECORDS,
+    "accumulation": {"errors", "arithmetic", "hardware", "simulation.gemm_work", "training.plan"},
     "pipeline": NUMBERS
     | READING
     | RECORDS
     | {"__version__", "training", "simulation", "measurement", "catalog", "data", "experiment", "hardware", "workload"}
-    | {"provenance", "workload_file"},
+    | {"provenance", "workload_file", "accumulation"},
     "validation": NUMBERS
     | READING
     | RECORDS

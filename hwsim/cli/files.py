@@ -85,6 +85,8 @@ def check_file(path: Path) -> None:
 
 def _check_experiment(experiment: Experiment) -> None:
     """Everything that an experiment names must be there and sound; the problems of all come together."""
+    from hwsim.pipeline import resolved  # loads much that other files do not need
+
     problems: list[str] = []
 
     def look(what: Callable[[], object]) -> None:
@@ -100,5 +102,7 @@ def _check_experiment(experiment: Experiment) -> None:
     if not problems:
         for point in experiment.points():
             look(partial(load_model, point.model, experiment.folder, **point.model_arguments))
+            machines = [load_accelerator(name, experiment.folder) for name in experiment.accelerators]
+            look(partial(resolved, point, machines))
     if problems:
         raise SpecError(*dict.fromkeys(problems))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from hwsim.arithmetic.mac import MacSpec
+from hwsim.arithmetic.mac import Chunked, MacSpec
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import NumberFormat
 from hwsim.errors import SpecError
@@ -325,13 +325,22 @@ def _notes(workload: Workload, step: StepResult, pin: _Pins) -> tuple[str, ...]:
     notes = [f"mapping pinned for {pattern!r}, which matches no GEMM" for pattern in pin.unused]
     differing: dict[tuple[str, str], list[str]] = {}
     for op, found in zip(workload.ops, step.ops, strict=True):
-        planned = str(op.mac.order) if op.mac is not None else ""
+        planned = _planned_order(op)
         if found.order and planned not in ("", "accelerator", "native", found.order):
             differing.setdefault((planned, found.order), []).append(op.id)
     for (planned, order), ids in differing.items():
         which = ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
         notes.append(f"{which}: trained with order {planned}, this machine accumulates in order {order}")
     return tuple(notes)
+
+
+def _planned_order(op: Op) -> str:
+    """The order in which training summed; a chunk that holds the whole GEMM is the sequential order."""
+    if op.mac is None:
+        return ""
+    order = op.mac.order
+    whole = isinstance(order, Chunked) and order.outer is None and order.size >= (op.k or 0)
+    return "sequential" if whole else str(order)
 
 
 def _assumptions(machine: Accelerator, prices: Prices, sparsity: Sparsity) -> tuple[tuple[str, str], ...]:

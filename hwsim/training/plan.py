@@ -14,13 +14,13 @@ turns on Kahan-compensated updates).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 
-from hwsim.arithmetic.mac import MacSpec, parse_mac
+from hwsim.arithmetic.mac import Accelerator, MacSpec, Order, parse_mac
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.storage import Cast
@@ -38,6 +38,7 @@ STORED_ROLES = (
     "compensation",
 )
 GEMMS = ("output", "grad_input", "grad_weight")
+READ_BY = {"output": ("input", "weight"), "grad_input": ("gradient", "weight"), "grad_weight": ("gradient", "input")}
 SUMS = ("reduce", "accumulate_grad")  # bias gradients, statistics, losses · gradients that meet at one tensor
 SCALED_ROLES = ("input", "weight", "gradient")
 FLOAT32_SUM = MacSpec(accumulator="float32", order="sequential")
@@ -88,6 +89,9 @@ class Rule:
         check_keys("scaling", self.scaling, SCALED_ROLES)
         casts = {key: Cast.parse(value) for key, value in self.casts.items()}
         macs = {key: parse_mac(value) for key, value in self.macs.items()}
+        for key in SUMS:
+            if key in macs and isinstance(macs[key].order, Accelerator):
+                raise SpecError(f"macs.{key}: got order accelerator, which is for GEMMs; name an order")
         scaling = {k: v if isinstance(v, Scaling) else Scaling(v) for k, v in self.scaling.items()}
         for role in scaling:
             held = [cast for key, cast in casts.items() if key.rpartition(".")[2] == role]
@@ -125,11 +129,7 @@ class LayerPrecision:
         return self._formats[gemm]
 
     def _formats_of(self, gemm: str) -> tuple[NumberFormat | None, NumberFormat | None]:
-        first, second = {
-            "output": ("input", "weight"),
-            "grad_input": ("gradient", "weight"),
-            "grad_weight": ("gradient", "input"),
-        }[gemm]
+        first, second = READ_BY[gemm]
 
         def known(role: str) -> NumberFormat | None:
             cast = self.cast(role, gemm)
@@ -232,6 +232,26 @@ class PrecisionPlan:
         }
         title = name or f"{forward}/{backward} accumulated in {accumulator}"
         return cls(title, (Rule("*", casts, dict.fromkeys(GEMMS, mac)),), LossScale(loss_scale))
+
+    @property
+    def needs_machine(self) -> bool:
+        """Whether some GEMM sums in ``order: accelerator``, which only a machine can tell."""
+        return any(isinstance(mac.order, Accelerator) for rule in self.rules for mac in rule.macs.values())
+
+    def with_orders(self, order_of: Callable[[NumberFormat, NumberFormat], str | Order]) -> PrecisionPlan:
+        """Return the plan with ``order: accelerator`` replaced by what `order_of` says for the operands' formats."""
+
+        def resolved(rule: Rule) -> Rule:
+            layer, macs = LayerPrecision("", rule), dict(rule.macs)
+            for gemm, mac in rule.macs.items():
+                if isinstance(mac.order, Accelerator):
+                    read = (layer.cast(role, gemm) for role in READ_BY[gemm])
+                    a, b = (parse_format("float32") if cast is None else cast.format for cast in read)
+                    order = order_of(a, b)
+                    macs[gemm] = MacSpec(mac.accumulator, mac.rounding, mac.overflow, mac.product, order)
+            return replace(rule, macs=macs)
+
+        return replace(self, rules=tuple(resolved(rule) for rule in self.rules))
 
     def layer(self, path: str) -> LayerPrecision:
         """Return what the layer uses. Raises SpecError when no rule matches it."""

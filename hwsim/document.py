@@ -215,7 +215,8 @@ def parse_json(text: str, file: str | None = None) -> Document:
     try:
         data = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except json.JSONDecodeError as error:
-        where = "cut short, " if error.pos >= len(text.rstrip()) else ""
+        ended = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        where = "cut short, " if ended else ""
         raise SpecError.at(file, error.lineno, None, f"not valid JSON: {where}{_lower_first(error.msg)}") from None
     except _JsonProblemError as error:
         raise SpecError.at(file, None, None, str(error)) from None

@@ -183,6 +183,7 @@ def test_a_rule_may_point_at_several_places() -> None:
         ('{"schema": "machine/1", "name": 1e999}', "chip.yaml: got 1e999, expected a number that float64 can hold"),
         ('{"schema": "machine/1", "name": "a", "name": "b"}', "chip.yaml: key 'name' stands twice in one mapping"),
         ('{\n"schema": "machine/1",\n"name": "a"', "chip.yaml:3: not valid JSON: cut short, expecting ',' delimiter"),
+        ('{\n"schema": "machine/1",\n"name": "chi', "chip.yaml:3: not valid JSON: cut short, unterminated string"),
         ('{\n"schema": "machine/1",\n"name": 3\n}', "chip.yaml:3: name: got 3, expected text"),
         ('{"a": ' + "[" * 200_000, "chip.yaml: nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "chip.yaml: holds a whole number too long to read"),

@@ -50,6 +50,7 @@ Quantity = Literal[
     "accuracy_difference",
     "selected_epoch",
     "steps_to_target",
+    "average_dimension",
     "cycles_gain_backward_gemms",
     "cycles_gain_backward",
     "cycles_gain_step",
@@ -293,6 +294,9 @@ def _trained(claim: Claim, results: Results) -> Spread | None:
     if claim.quantity == "selected_epoch":
         trials = [trial.training for trial in results.trials if trial.configuration == claim.configuration]
         return Spread.of(t.selected_epoch + 1.0 for t in trials if t.selected_epoch is not None)  # papers count from 1
+    if claim.quantity == "average_dimension":
+        trials = [trial.training for trial in results.trials if trial.configuration == claim.configuration]
+        return Spread.of(t.average_dimension for t in trials if t.average_dimension is not None)
     if claim.quantity == "steps_to_target":
         return row.steps_to_target if row.reached_target == row.trials else None
     spreads = {

@@ -77,9 +77,9 @@ def measure(size: int, rounds: int) -> bool:
     aim = f"aims: {AIMS[size, 'batch']:.0f}x over the batch at 5 %, {EXAMPLE_AIM}x by example throughout"
     print(f"  {aim}: {'met' if met else 'NOT met'}", flush=True)
     print(
-        "  Where it does not pay: by example, the choices of 64 rows together cover nearly every column, so the products\n"
-        "  stay as large as the dense ones and the ranking comes on top; over the batch, near 100 %. In a small layer the\n"
-        "  rest of a backward pass (autograd, ranking, the full-size weight gradient) takes as long as the products."
+        "  Where it does not pay: by example, the choices of 64 rows together cover nearly every column, so the\n"
+        "  products stay as large as the dense ones and the ranking comes on top; over the batch, near 100 %. In a\n"
+        "  small layer the rest (autograd, ranking, the full-size weight gradient) takes as long as the products."
     )
     return met
 

@@ -74,6 +74,7 @@ class SparseSettings(Spec):
     layers: tuple[str, ...] = ("*",)
     output_layer: bool = False
     schedule: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]], ...] = ()
+    per_layer: tuple[tuple[str, Annotated[float, Field(gt=0)]], ...] = ()
 
     @model_validator(mode="after")
     def _one_amount(self) -> SparseSettings:

@@ -55,7 +55,7 @@ def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor,
     if site.layer == site.step.output_layer and not sparse.output_layer:
         return gradient, None
     extent = gradient.shape[1]
-    kept = sparse.kept(full or extent, site.step.epoch)
+    kept = sparse.kept(full or extent, site.step.epoch, site.layer)
     simplifier = site.step.simplifier
     if simplifier is not None:
         gradient = simplifier.silence(site.layer, gradient)

@@ -23,7 +23,9 @@ class SparseBackprop:
     ``random`` as the papers' control. ``rank``: magnitudes ``before_cast`` or ``after_cast`` of the gradient to its
     GEMM format. ``memory``: eta of memorized backprop, 0 for none. ``layers``: patterns of the layers it acts on;
     ``output_layer``: whether the last layer is among them (the authors' code leaves it out). ``schedule`` replaces k
-    or fraction from given epochs on, for example ``((0, 0.5), (3, 0.05))``.
+    or fraction from given epochs on, for example ``((0, 0.5), (3, 0.05))``. ``per_layer`` gives layers an amount of
+    their own, of the kind that stands in k or fraction, for example ``(("fc1", 20), ("conv*", 100))``: the first
+    pattern that matches decides, and the schedule leaves those layers alone.
     """
 
     k: int | None = None
@@ -36,11 +38,13 @@ class SparseBackprop:
     output_layer: bool = False
     rank: str = "before_cast"
     schedule: tuple[tuple[int, float], ...] = ()
+    per_layer: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "schedule", tuple((int(epoch), value) for epoch, value in self.schedule))
+        object.__setattr__(self, "per_layer", tuple((pattern, amount) for pattern, amount in self.per_layer))
         problems = []
         if (self.k is None) == (self.fraction is None):
             came = "both" if self.k is not None else "neither"
@@ -49,6 +53,11 @@ class SparseBackprop:
             problems.append(f"sparse.k: got {self.k!r}, expected a whole number of 1 or more")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             problems.append(f"sparse.fraction: got {self.fraction!r}, expected a share in (0, 1]")
+        for pattern, own in self.per_layer:
+            if self.k is not None and (own != int(own) or own < 1):
+                problems.append(f"sparse.per_layer: got {own!r} for {pattern!r}, expected a whole number of 1 or more")
+            if self.fraction is not None and not 0 < own <= 1:
+                problems.append(f"sparse.per_layer: got {own!r} for {pattern!r}, expected a share in (0, 1]")
         if not 0 <= self.memory < 1:
             problems.append(f"sparse.memory: got {self.memory!r}, expected 0 (no memory) up to but not including 1")
         if self.memory and self.unit == "channel":
@@ -64,12 +73,13 @@ class SparseBackprop:
         """Return whether the layer path matches one of the patterns (the output layer is the caller's matter)."""
         return any(fnmatchcase(layer, pattern) for pattern in self.layers)
 
-    def kept(self, extent: int, epoch: int = 0) -> int:
-        """Return how many of `extent` slices are kept in this epoch; `extent` itself means: no selection at all."""
+    def kept(self, extent: int, epoch: int = 0, layer: str = "") -> int:
+        """Return how many of a layer's `extent` slices are kept in this epoch; `extent` itself: no selection at all."""
         amount: float | None = self.k if self.fraction is None else self.fraction
         for start, value in self.schedule:
             if epoch >= start:
                 amount = value
+        amount = next((own for pattern, own in self.per_layer if fnmatchcase(layer, pattern)), amount)
         assert amount is not None  # checked when made
         count = int(amount) if self.fraction is None else max(1, round(amount * extent))
         return min(count, extent)
@@ -80,6 +90,7 @@ class SparseBackprop:
         extras += [self.unit] if self.unit != "element" else []
         extras += [self.score] if self.score != "magnitude" else []
         extras += [f"memory {self.memory}"] if self.memory else []
+        extras += [f"{pattern}: {own:g}" for pattern, own in self.per_layer]
         return f"top-k ({', '.join(extras)})"
 
 

@@ -149,6 +149,17 @@ def test_ranking_after_the_cast_sees_ties():
         assert layer.weight.grad.abs().sum(1).nonzero().flatten().tolist() == kept
 
 
+def test_layers_may_have_a_k_of_their_own():
+    net = network()
+    sparse = SparseBackprop(k=9, rank_over="batch", per_layer=(("2", 3),), schedule=((0, 5),))
+    found = gradients(net, emulate(net, "float32", sparse))
+    kept = {name: int(found[f"{name}.weight"].any(1).sum()) for name in ("0", "2")}
+    assert kept == {"0": 5, "2": 3}, "the schedule acts on layers without an amount of their own"
+    for settings in ({"k": 2, "per_layer": (("2", 0.5),)}, {"fraction": 0.2, "per_layer": (("2", 3),)}):
+        with pytest.raises(SpecError, match="per_layer"):
+            SparseBackprop(**settings)
+
+
 def test_schedule_replaces_k_from_an_epoch_on():
     sparse = SparseBackprop(fraction=1.0, schedule=((0, 1.0), (3, 0.1)))
     assert [sparse.kept(50, epoch) for epoch in (0, 2, 3, 9)] == [50, 50, 5, 5]

@@ -23,8 +23,9 @@ lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-exhaustive: $(VENV)/installed-dev  ## every code point of every small format
+exhaustive: $(VENV)/installed-dev  ## every code of every small format, and all pairs of 8-bit codes
 	$(BIN)/python tests/kernels/exhaustive.py
+	$(BIN)/python tests/kernels/exhaustive_pairs.py
 
 venv: $(VENV)/installed
 dev: $(VENV)/installed-dev

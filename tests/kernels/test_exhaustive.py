@@ -67,3 +67,38 @@ def test_one_wrong_result_is_counted(exhaustive: ModuleType, oracle: str, monkey
 def test_all_formats_are_listed(exhaustive: ModuleType) -> None:
     names = list(dict.fromkeys(exhaustive.all_formats()))
     assert len(names) > 250 and {"float16", "e6m9", "binary8p3ue", "fixed16.19", "float8_e8m0fnu"} <= set(names)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("exhaustive_pairs", Path(__file__).with_name("exhaustive_pairs.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_pair_of_8_bit_codes(pairs: ModuleType) -> None:
+    for name, accumulators in pairs.SAMPLE:
+        tally: Counter[str] = Counter()
+        pairs.check_pairs(name, accumulators, tally, ("nearest_even",))
+        assert tally["sums tried"] > 200_000 and tally["products tried"] > 60_000
+        assert pairs.codes.mismatches(tally) == 0, tally
+
+
+@pytest.mark.parametrize("kind", ["products", "sums"])
+def test_one_wrong_pair_is_counted(pairs: ModuleType, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving one result of the products, or of the sums, by one step is noticed, and by that count alone."""
+    right = pairs.hwsim.matmul
+
+    def wrong_once(a: np.ndarray, b: np.ndarray, mac: object, c: np.ndarray | None = None) -> np.ndarray:
+        got = np.array(right(a, b, mac, c=c))
+        if (c is None) == (kind == "products") and got.size > 1:
+            got[100, 100] = np.nextafter(got[100, 100], np.float32(1e9))
+        return got
+
+    monkeypatch.setattr(pairs.hwsim, "matmul", wrong_once)
+    tally: Counter[str] = Counter()
+    pairs.check_pairs("int8", ["float16"], tally, ("nearest_even",))
+    other = "sums" if kind == "products" else "products"
+    assert tally[f"{kind} differ"] > 0 and tally[f"{other} differ"] == 0

@@ -30,7 +30,9 @@ CASES = [
     ("float8_e4m3fn saturate", 0.9), ("bfloat16 up", 0.9), ("binary8p3ue", 0.9), ("binary8p1se", 0.9),
     ("fixed8.6", 0.9), ("fixed16.8", 0.9), ("fixed16.8 up", 0.9), ("fixed8.6 nearest_away", 0.9), ("int8", 0.9),
     ("float8_e4m3fn stochastic", 0.5), ("bfloat16 stochastic", 0.5), ("fixed8.6 stochastic", 0.5),
-    ("mxfp8_e4m3", 0.35), ("mxfp4_e2m1", 0.35), ("mxint8", 0.35), ("nvfp4", 0.35), ("bfp8x16", 0.35),
+    *((name, 0.35) for name in ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1", "mxint8")),
+    ("mxfp8_e4m3 up", 0.35), ("mxfp4_e2m1 stochastic", 0.35), ("bfp8x16", 0.35), ("nvfp4", 0.35), ("nvfp4 up", 0.35),
+    ("nvfp4 stochastic", 0.35),
 ]  # fmt: skip
 PEER_SHARE = 1 << 8  # peers are slow: they get a 256th of the elements
 

@@ -38,6 +38,7 @@ EXACT_PAIRS = 30  # pairs a case that Fraction judges
 def check_pairs(name: str, accumulators: list[str], tally: Counter[str], rules: tuple[str, ...] = RULES) -> None:
     """Try all pairs of one operand format: rounded products, and sums in the given accumulators; add to the tally."""
     fmt = parse_format(name)
+    assert isinstance(fmt, FloatingPoint | FixedPoint)
     every = values_of(np.arange(256), fmt).astype(np.float32)
     every = every[~np.isnan(every)]
     rng = np.random.default_rng(zlib.crc32(name.encode()))

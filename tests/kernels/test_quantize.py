@@ -139,6 +139,23 @@ def test_every_backend_equals_the_definition_on_blocks(
             assert not len(wrong), (str(made), shape, axis, first)
 
 
+@pytest.mark.parametrize("rounding", some(ROUNDINGS[:8], tuple(ROUNDINGS[2:6])))
+def test_nvfp4_judged_in_float32_equals_the_division(rounding: str) -> None:
+    """Exact quotients, ties, zeros, underflow, a tensor scale out of float32 work's range, infinities, short blocks."""
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((5, 100)) * np.exp2(rng.integers(-30, 6, (5, 100)))).astype(np.float32)
+    x[0] = np.round(x[0] * 4) / 4 * 6
+    x[1, 20:40] = np.round(rng.standard_normal(20) * 2) / 2
+    x[2, 5], x[2, 64:80], x[3, 3], x[3, 90] = 1e-44, -0.0, np.inf, np.nan
+    for overflow in ("native", "saturate"):
+        for scale in (None, float(np.float32(0.01)), 1.0, 2.0**-70):
+            made, answers = Cast("nvfp4", rounding, overflow), []
+            for backend in ("reference", "numba"):
+                with hwsim.backend(backend):
+                    answers.append(cast(x, made, 3, scale))
+            assert same_bits(*answers).all(), (str(made), scale)
+
+
 def test_a_broken_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above can fail: the rule next to the right one differs on these values."""
     x = hard_values(np.float32)

@@ -41,6 +41,7 @@ from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 STRIP = 512  # elements of a row done together; columns, where blocks run along another axis than the last
 BEYOND = 2.0**200  # float64 work: every larger magnitude saturates too
+TOO_HIGH = 220 << 23  # bits of float32 magnitudes from which a two-level block is done in float64 (NaN is above)
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
 
 
@@ -113,10 +114,12 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
     mode = rounding.mode_number(element)
     width = 32 if single else 64
     if fmt.scale_rule is ScaleRule.TWO_LEVEL:
-        quick = single and contiguous and _quotients_fit_float32(element)
-        loop = (_quick_two_level_loop if quick else _two_level_loop)(mode, fmt.block)
-        scale_format = rounding.float_parameters(Cast(fmt.scale, overflow="saturate"), 64)
-        return loop, (parameters_of(element, 64), parameters_of(element, 32 if quick else 64), scale_format)
+        scale_cast = Cast(fmt.scale, overflow="saturate")
+        exact = (parameters_of(element, 64), rounding.float_parameters(scale_cast, 64))
+        if not (single and contiguous and _quotients_fit_float32(element, fmt.scale)):
+            return _two_level_loop(mode, fmt.block), exact
+        quick = (parameters_of(element, 32), rounding.float_parameters(scale_cast, 32))
+        return _quick_two_level_loop(mode, fmt.block), (*exact, *quick)
     loop = (_row_loop if contiguous else _column_loop)(mode, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
@@ -152,12 +155,13 @@ def _fits_float32(cast: Cast) -> bool:
     return smallest >= -100 and n - smallest <= 126
 
 
-def _quotients_fit_float32(cast: Cast) -> bool:
-    """Whether x / scale may be judged in float32 first: a rule with few ties, and a small signed float element."""
+def _quotients_fit_float32(cast: Cast, scale: FloatingPoint) -> bool:
+    """Whether x / scale may be judged in float32 first: small element and scale formats of moderate range."""
     fmt = cast.format
-    if not isinstance(fmt, FloatingPoint) or not cast.rounding.nearest:
+    if not isinstance(fmt, FloatingPoint) or cast.rounding.random_bits > MAX_FAST_RANDOM_BITS:
         return False
-    return 0 < fmt.mantissa_bits <= 3 and fmt.emin >= -30 and fmt.emax <= 30
+    small = 0 < fmt.mantissa_bits <= 3 and fmt.emin >= -30 and fmt.emax <= 30
+    return small and scale.mantissa_bits <= 10 and scale.emin >= -40 and scale.emax <= 40
 
 
 def find_tensor_scale(x: np.ndarray, fmt: BlockScaled, overflow: Overflow) -> float:
@@ -450,7 +454,7 @@ def _two_level_scale(amax, scale_p, second):  # type: ignore[no-untyped-def]
 def _two_level_loop(mode: int, block: int) -> Any:
     """Return the loop of formats whose block scales are themselves rounded (nvfp4), for any axis, rule and type."""
 
-    def two_level_loop(x, out, scales, start, stop, p, narrow, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
+    def two_level_loop(x, out, scales, start, stop, p, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
         _, n, inner = x.shape
         flat, flat_out = x.reshape(x.size), out.reshape(x.size)
         for o in range(start, stop):
@@ -466,54 +470,79 @@ def _two_level_loop(mode: int, block: int) -> Any:
 
 @cache
 def _quick_two_level_loop(mode: int, block: int) -> Any:
-    """Return the same for float32 rows, blocks along the last axis and a round-to-nearest rule.
+    """Return the same for float32 rows with blocks along the last axis, in float32.
 
-    The quotient is judged in float32 first, moved down and up by more than its error: where both round alike (nearly
-    always) that is the result. A strip with any doubt is divided in float64.
+    Every quotient is judged moved down and up by more than its error: where both round alike (nearly always) that is
+    the result, for a rule never falls as its argument grows. A strip with any doubt is divided in float64.
     """
-    lanes, strip = _lanes(block), max(1, STRIP // block)
+    lanes, strip, stochastic = _lanes(block), max(1, STRIP // block), mode == rounding.STOCHASTIC
 
-    def quick_two_level_loop(x, out, scales, start, stop, p, narrow, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
+    def quick_two_level_loop(x, out, scales, start, stop, p, scale_p, narrow, narrow_scale, second, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
         n, blocks = x.shape[1], scales.shape[1]
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
-        largest = np.empty(strip, np.int32)
-        block_units, block_inverses = np.empty(strip), np.empty(strip, np.float32)
-        units, inverses = np.empty(strip * block), np.empty(strip * block, np.float32)
-        less, more = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21)
+        amaxes = np.empty(strip, np.int32)
+        strip_scales, strip_inverses = _two_strips(strip)
+        element_scales, inverses = _two_strips(strip * block)
+        # four roundings of at most 2**-24 make a quotient, two a scale
+        less, more, zero = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21), np.int32(0)
+        tensor_scale, inverse_tensor = np.float32(second.tensor_scale), np.float32(1 / second.tensor_scale)
+        to_scale = np.float32(1 / (second.element_largest * second.tensor_scale))
+        smallest = np.float32(second.smallest_scale)
+        top, emin, parity = float_of(narrow.largest_bits), narrow.emin_bits, narrow.parity
+        always_doubt = not 2.0**-60 < second.tensor_scale < 2.0**60
         for o in range(start, stop):
             for first in range(0, blocks, strip):
                 last = min(first + strip, n // block)
                 base, count = o * n + first * block, (last - first) * block
-                doubt = first + strip > last and last < blocks  # a short block is left to the exact way
+                # a short block is left to the exact way
+                doubt = always_doubt | (first + strip > last and last < blocks) | (base >> 32 != (base + count) >> 32)
                 for b in range(last - first):
                     place = base + b * block
                     amax = largest_magnitude_bits(flat, place, lanes)
                     for j in range(lanes, block, lanes):
                         magnitude = largest_magnitude_bits(flat, place + j, lanes)
                         amax = magnitude if magnitude > amax else amax
-                    store(largest, b, amax)
+                    store(amaxes, b, amax)
+                differ, highest = zero, zero
                 for b in range(last - first):
-                    scale = _two_level_scale(np.float64(float_of(load(largest, b))), scale_p, second)
-                    store(block_units, b, scale)
+                    wanted = float_of(load(amaxes, b)) * to_scale
+                    low = rounding.round_finite(wanted * less, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
+                    high = rounding.round_finite(wanted * more, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
+                    differ = typed_as(zero, differ | (bits_of(low) ^ bits_of(high)))
+                    scale = low if low > smallest else smallest
+                    inverse = (np.float32(1) / scale) * inverse_tensor
+                    store(strip_scales, b, scale)
+                    store(strip_inverses, b, inverse)
+                    amax, quotient = load(amaxes, b), bits_of(float_of(load(amaxes, b)) * inverse)
+                    highest = amax if amax > highest else highest
+                    highest = quotient if quotient > highest else highest
+                doubt |= highest >= np.int32(TOO_HIGH)
                 for b in range(last - first):
-                    scale = load(block_units, b)
-                    store(flat_scales, o * blocks + first + b, scale)
-                    store(block_units, b, scale * second.tensor_scale)
-                    store(block_inverses, b, np.float32(1 / (scale * second.tensor_scale)))
-                for b in range(last - first):
-                    unit, inverse = load(block_units, b), load(block_inverses, b)
-                    doubt |= (load(largest, b) >= np.int32(230 << 23)) | (inverse < 2.0**-90) | (inverse > 2.0**90)
-                    for j in range(block):
-                        store(units, b * block + j, unit)
-                        store(inverses, b * block + j, inverse)
+                    store(flat_scales, o * blocks + first + b, np.float64(load(strip_scales, b)))
+                    for j in range(0, block, lanes):
+                        fill(element_scales, b * block + j, lanes, load(strip_scales, b))
+                        fill(inverses, b * block + j, lanes, load(strip_inverses, b))
+                key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 for j in range(count):
-                    quotient = load(flat, base + j) * load(inverses, j)
-                    low = rounding.round_float(quotient * less, mode, True, narrow, uint32(0))
-                    high = rounding.round_float(quotient * more, mode, True, narrow, uint32(0))
-                    doubt |= low != high
-                    store(flat_out, base + j, np.float32(np.float64(low) * load(units, j)))
-                if doubt:
+                    word = uint32(0)
+                    if stochastic:
+                        word = rounding.random_word(uint32(uint32(base) + uint32(j)), key_low, key_high)
+                    value = load(flat, base + j)
+                    pattern = bits_of(value)
+                    quotient = abs(value * load(inverses, j))
+                    low = rounding.nearby(quotient * less, pattern, emin, parity, mode, narrow, word)
+                    high = rounding.nearby(quotient * more, pattern, emin, parity, mode, narrow, word)
+                    differ = typed_as(zero, differ | (bits_of(low) ^ bits_of(high)))
+                    if mode != rounding.NEAREST_EVEN:  # a quotient that underflowed
+                        differ = typed_as(zero, differ | typed_as(zero, (quotient == 0) & (value != 0)))
+                    low = low if low < top else top
+                    # element * scale has few bits: the product with the tensor's scale is the only rounding
+                    result = bits_of((low * load(element_scales, j)) * tensor_scale)
+                    sign = typed_as(pattern, pattern & narrow.sign_bit)
+                    kept_sign = typed_as(pattern, sign & narrow.zero_sign) if low == 0 else sign
+                    store(flat_out, base + j, float_of(typed_as(pattern, result | kept_sign)))
+                if doubt or differ != 0:
                     for b in range(first, min(first + strip, blocks)):
                         _two_level_block(
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
@@ -521,3 +550,8 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         )  # fmt: skip
 
     return compiled(quick_two_level_loop)
+
+
+@numba.njit
+def _two_strips(size):  # type: ignore[no-untyped-def]
+    return np.empty(size, np.float32), np.empty(size, np.float32)

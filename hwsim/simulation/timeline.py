@@ -20,6 +20,7 @@ from hwsim.simulation.sparsity import Sparsity
 from hwsim.workload import Workload
 
 ROWS = ("ops", "port", "array", "vector", "select", "memory")
+FIRST_ROW = 2  # viewers take thread 0 for an idle one, and the thread that is numbered as its process for the main one
 
 
 def trace(
@@ -46,7 +47,7 @@ def trace(
         row = "port" if what.split(maxsplit=1)[0] in ("load", "store", "port") else jobs[job].unit
         if end > start:
             name, kind = f"{jobs[job].name} {what}", what.split(maxsplit=1)[0]
-            events.append(_slice(name, kind, row, start * us, (end - start) * us))
+            events.append(_slice(name, kind, row, start * us, end * us))
 
     latency = round(accelerator.dram_latency_cycles * TICKS_PER_CYCLE)
     times = recurrence.run(jobs, accelerator.scratchpad.buffers, latency, log, edge)
@@ -65,21 +66,23 @@ def write_trace(path: Path | str, workload: Workload, accelerator: Accelerator, 
 
 def _headers(machine: Accelerator) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": machine.name}}]
-    for number, row in enumerate(ROWS):
+    for number, row in enumerate(ROWS, FIRST_ROW):
         events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": row}})
         events.append({"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": number, "args": {"sort_index": number}})
     return events
 
 
-def _slice(name: str, category: str, row: str, start_us: float, duration_us: float, **args: Any) -> dict[str, Any]:
+def _slice(name: str, category: str, row: str, start_us: float, end_us: float, **args: Any) -> dict[str, Any]:
+    """A slice in whole nanoseconds, the viewers' grain: rounded apart, neighbors would overlap and be dropped."""
+    start = round(start_us * 1e3)
     return {
         "name": name,
         "cat": category,
         "ph": "X",
-        "ts": start_us,
-        "dur": duration_us,
+        "ts": start / 1e3,
+        "dur": (round(end_us * 1e3) - start) / 1e3,
         "pid": 1,
-        "tid": ROWS.index(row),
+        "tid": FIRST_ROW + ROWS.index(row),
         "args": args,
     }
 
@@ -92,7 +95,7 @@ def _op_event(op: OpResult, clock_ghz: float) -> dict[str, Any]:
         op.phase,
         "ops",
         op.start_cycle * us,
-        op.cycles * us,
+        op.end_cycle * us,
         cycles=op.cycles,
         busy_cycles=op.busy_cycles,
         energy_pj=op.energy_pj,
@@ -109,7 +112,7 @@ def _dram_counter(jobs: Sequence[Job], ends: Sequence[int], us: float) -> list[d
         moved = counts.dram_read + counts.dram_written
         if end > before:
             rate = moved / ((end - before) * us * 1e3)
-            events.append({"name": "DRAM GB/s", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": rate}})
+            events.append({"name": "DRAM", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": rate}})
             before = end
-    events.append({"name": "DRAM GB/s", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": 0.0}})
+    events.append({"name": "DRAM", "ph": "C", "ts": before * us, "pid": 1, "args": {"GB/s": 0.0}})
     return events

@@ -11,7 +11,7 @@ import pytest
 from hwsim.simulation import processes, recurrence
 from hwsim.simulation.engine import plan_steps, simulate
 from hwsim.simulation.program import TICKS_PER_CYCLE, count_passes
-from hwsim.simulation.timeline import ROWS, trace, write_trace
+from hwsim.simulation.timeline import FIRST_ROW, ROWS, trace, write_trace
 from hwsim.simulation.topology import LinearShape, RandomTopK, workload_of
 
 
@@ -41,14 +41,23 @@ def test_no_resource_does_two_things_at_once_and_ops_fill_the_step(chip, workloa
     rows = defaultdict(list)
     for event in data["traceEvents"]:
         if event["ph"] == "X":
-            rows[ROWS[event["tid"]]].append((event["ts"], event["ts"] + event["dur"]))
+            rows[ROWS[event["tid"] - FIRST_ROW]].append((event["ts"], event["ts"] + event["dur"]))
     for slices in rows.values():
         slices.sort()
         assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(slices))
     makespan_us = simulate(workload, chip).cycles / chip.clock.running_ghz / 1e3
     assert rows["ops"][0][0] == 0
-    assert rows["ops"][-1][1] == pytest.approx(makespan_us)
-    assert sum(end - start for start, end in rows["ops"]) == pytest.approx(makespan_us)
+    assert rows["ops"][-1][1] == pytest.approx(makespan_us, abs=1e-3)
+    assert sum(end - start for start, end in rows["ops"]) == pytest.approx(makespan_us, abs=1e-3)
+
+
+def test_viewers_keep_every_row_and_slice(chip, workload):
+    """Perfetto merges thread 0 into another row, and drops what overlaps once rounded to its nanoseconds."""
+    events = [event for event in trace(workload, chip)["traceEvents"] if event["ph"] == "X"]
+    assert all(event["tid"] not in (0, event["pid"]) for event in events)
+    for event in events:
+        for time in (event["ts"], event["dur"]):
+            assert time == round(time, 3)
 
 
 def test_the_trace_shows_what_the_event_engine_does(chip, workload):

@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,7 +193,7 @@ def _from_file(file: WorkloadFile, named: Mapping[str, np.ndarray], place: str) 
     tensors = {entry.id: Tensor(**_values(entry)) for entry in file.tensors}
     steps = len(file.recorded_steps)
     try:
-        selections = {entry.id: _selection(entry, named, steps) for entry in file.selections}
+        selections = {entry.id: _selection(entry, named, steps, place) for entry in file.selections}
     except KeyError as missing:
         raise SpecError.at(place, None, "arrays", f"{missing} is missing from the .npz") from None
     ops = []
@@ -208,12 +209,30 @@ def _values(entry: Spec) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in type(entry).model_fields}
 
 
-def _selection(entry: SelectionEntry, named: Mapping[str, np.ndarray], steps: int) -> Selection:
+def _selection(entry: SelectionEntry, named: Mapping[str, np.ndarray], steps: int, place: str) -> Selection:
     indices = tuple(named[f"{entry.id}/indices/{step}"].astype(np.int32, copy=False) for step in range(steps))
     offsets: tuple[np.ndarray, ...] = ()
     if entry.rank_over == "example":
         offsets = tuple(named[f"{entry.id}/offsets/{step}"].astype(np.int64, copy=False) for step in range(steps))
+    for index, found in enumerate(indices):
+        if found.ndim != 1 or (len(found) and not 0 <= found.min() <= found.max() < entry.extent):
+            raise SpecError.at(
+                place, None, f"selections.{entry.id}", f"expected positions from 0 to extent - 1 = {entry.extent - 1}"
+            )
+        if offsets and not _splits(offsets[index], entry.rows, len(found)):
+            raise SpecError.at(
+                place,
+                None,
+                f"selections.{entry.id}",
+                f"expected offsets of {entry.rows} rows (rows), from 0 up to {len(found)}",
+            )
     return Selection(**_values(entry), indices=indices, offsets=offsets)
+
+
+def _splits(offsets: np.ndarray, rows: int, count: int) -> bool:
+    """Whether these offsets cut `count` indices into `rows` rows."""
+    sound = offsets.shape == (rows + 1,) and offsets[0] == 0 and offsets[-1] == count
+    return bool(sound and (np.diff(offsets) >= 0).all())
 
 
 # ---- arrays
@@ -242,7 +261,7 @@ def _load_arrays(json_path: Path, path: Path, expected: str) -> dict[str, np.nda
     try:
         with np.load(path, allow_pickle=False) as archive:
             named = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz"
         raise SpecError.at(str(json_path), None, "arrays.file", f"{path.name}: {reason}") from None
     found = _hash_arrays(named)

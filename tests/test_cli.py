@@ -112,6 +112,8 @@ def test_every_command_has_help_with_an_example(words: list[str]) -> None:
         (["run"], 2, "Missing argument"),
         (["simulate", "--accelerator", "systolic_16x16"], 2, "exactly one of --gemm"),
         (["simulate", "--accelerator", "systolic_16x16", "--gemm", "1,2"], 2, "expected M,N,K"),
+        (["simulate", "--accelerator", "systolic_16x16", "--gemm", "1,2,²"], 2, "expected M,N,K"),
+        (["simulate", "--accelerator", "systolic_16x16", "--gemm", f"1,2,{10**30}"], 1, "2^42 elements at most"),
         (["run", "nothing.yaml"], 1, "experiment: nothing.yaml: no such file"),
         (["run", "quikstart"], 1, "Did you mean 'quickstart'"),
         (["show", "bfloat61"], 1, "Did you mean 'bfloat16'"),
@@ -206,6 +208,15 @@ def test_a_topology_is_one_job_a_layer_or_one_training_step(tmp_path: Path) -> N
     (step,) = json.loads(invoke(*words, "--training", "--trace", str(tmp_path / "trace.json")))
     assert step["cycles"] > 0
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_simulate_with_activations_recomputed_takes_longer_and_less_memory(tmp_path: Path) -> None:
+    (tmp_path / "net.csv").write_text("Layer,M,N,K\n" + "".join(f"fc{i},1,32,32\n" for i in range(12)))
+    words = ["simulate", "--topology", str(tmp_path / "net.csv"), "--training", "--batch", "512", "--json"]
+    words += ["--accelerator", "systolic_16x16", "--activations"]
+    (kept,), (recomputed,) = (json.loads(invoke(*words, choice)) for choice in ("kept", "recomputed"))
+    assert recomputed["cycles"] > kept["cycles"]
+    assert recomputed["peak_memory_bytes"] < kept["peak_memory_bytes"]
 
 
 def test_simulate_by_events_and_fast_agree() -> None:

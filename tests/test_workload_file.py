@@ -79,3 +79,30 @@ def test_mistakes_are_named(tmp_path, path, value, expected):
     (tmp_path / "w.json").write_text(json.dumps(data, indent=1))
     with pytest.raises(SpecError, match=expected):
         load_workload(tmp_path / "w.json")
+
+
+@pytest.mark.parametrize(("field", "value"), [("rows", 5), ("rows", 10**19), ("extent", 2)])
+def test_kept_positions_must_fit_their_selection(tmp_path, field, value):
+    """The arrays are whole, but the JSON beside them says other extents."""
+    workload = workload_of(LAYERS, batch=4, training=True, topk=RandomTopK(3, "example"))
+    save_workload(workload, tmp_path / "w.json")
+    data = json.loads((tmp_path / "w.json").read_text())
+    data["selections"][0][field] = value
+    (tmp_path / "w.json").write_text(json.dumps(data))
+    with pytest.raises(SpecError, match=r"selections\..*" + ("positions from 0" if field == "extent" else "rows")):
+        load_workload(tmp_path / "w.json")
+
+
+def test_a_damaged_archive_is_refused_wherever_the_damage_is(tmp_path):
+    save_workload(workload_of(LAYERS, batch=4, training=True, topk=RandomTopK(3)), tmp_path / "w.json")
+    sound = (tmp_path / "w.npz").read_bytes()
+    refused = 0
+    for place in range(0, len(sound), 7):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0xFF
+        (tmp_path / "w.npz").write_bytes(damaged)
+        try:
+            load_workload(tmp_path / "w.json")  # some bytes, such as a date, mean nothing
+        except SpecError:
+            refused += 1
+    assert refused > len(sound) / 7 / 2

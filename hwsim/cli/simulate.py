@@ -43,6 +43,13 @@ class Objective(StrEnum):
     EDP = "edp"
 
 
+class Activations(StrEnum):
+    """What becomes of activations until the backward pass needs them."""
+
+    KEPT = "kept"
+    RECOMPUTED = "recomputed"
+
+
 def simulate(
     accelerator: Annotated[str, typer.Option(help="A shipped accelerator (hwsim list accelerators) or a YAML file.")],
     gemm: Annotated[list[str] | None, typer.Option(help="M,N,K of one GEMM; may be given again.")] = None,
@@ -53,6 +60,9 @@ def simulate(
     batch: Annotated[int, typer.Option(help="With --topology: examples in a batch.", min=1)] = 1,
     format: Annotated[str, typer.Option(help="Number format of the operands; a workload has its own.")] = "bfloat16",
     sparsity: Annotated[Sparsity, typer.Option(help="What becomes of a workload's top-k selection.")] = Sparsity.REAL,
+    activations: Annotated[
+        Activations, typer.Option(help="A training step keeps them for backward, or recomputes them by segments.")
+    ] = Activations.KEPT,
     mapping: Annotated[str | None, typer.Option(help="Pin the mapping, written as --json prints it.")] = None,
     engine: Annotated[Engine, typer.Option(help="events: by SimPy; fast: its twin, a recurrence.")] = Engine.FAST,
     objective: Annotated[Objective, typer.Option(help="What the mapping search makes small.")] = Objective.CYCLES,
@@ -73,6 +83,7 @@ def simulate(
     """
     from hwsim.catalog import load_accelerator
     from hwsim.simulation.engine import simulate as run
+    from hwsim.simulation.recompute import recompute_activations
 
     if bool(gemm) + (gemms is not None) + (workload is not None) + (topology is not None) != 1:
         raise typer.BadParameter("give exactly one of --gemm, --gemms, --workload and --topology")
@@ -84,6 +95,8 @@ def simulate(
         else _gemm_jobs(gemm or [], gemms, format)
     )
     machine = load_accelerator(accelerator)
+    if activations is Activations.RECOMPUTED:
+        jobs = [recompute_activations(work) for work in jobs]
     choices: dict[str, Any] = {"sparsity": sparsity.value, "objective": objective.value, "mapping": mapping}
     results = [run(work, machine, engine.value, **choices) for work in jobs]
     if csv_out is not None:
@@ -121,10 +134,15 @@ def _read_topology(path: Path, batch: int, format: str, training: bool) -> list[
 
 def _shape(text: str, format: str) -> tuple[int, int, int, str]:
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(map(_is_count, parts)):
         raise typer.BadParameter(f"got {text!r}, expected M,N,K, three whole numbers of 1 or more", param_hint="--gemm")
     m, n, k = map(int, parts)
     return m, n, k, format
+
+
+def _is_count(text: str) -> bool:
+    """Whether this is a whole number of 1 or more; isdecimal alone would let other scripts' digits through."""
+    return text.isascii() and text.isdecimal() and len(text) < 100 and int(text) > 0
 
 
 def _read_gemms(path: Path, format: str) -> list[tuple[int, int, int, str]]:
@@ -149,10 +167,10 @@ def _read_gemms(path: Path, format: str) -> list[tuple[int, int, int, str]]:
         sizes = []
         for name in "mnk":
             text = (row.get(name) or "").strip()
-            if not text.isdigit() or int(text) < 1:
+            if not _is_count(text):
                 message = f"got {text!r}, expected a whole number of 1 or more"
                 problems.append(describe_place(str(path), rows.line_num, name, message))
-            sizes.append(int(text) if text.isdigit() else 0)
+            sizes.append(int(text) if _is_count(text) else 0)
         shapes.append((*sizes, (row.get("format") or "").strip() or format))
     if not shapes:
         problems.append(f"{path}: holds no rows")
@@ -179,6 +197,7 @@ def _plain(work: Workload, result: SimulationResult) -> dict[str, Any]:
         },
         "stalls": result.stalls,
         "utilization": result.utilization,
+        "peak_memory_bytes": result.peak_memory_bytes,
         "bytes": result.bytes,
         **({"mapping": result.ops[0].mapping} if len(work.ops) == 1 else {}),
         "notes": list(result.notes),

@@ -27,6 +27,8 @@ from hwsim.workload import Gemm, Op
 # Mappings whose estimate is within this of the best one are executed to see which is really the fastest.
 WORTH_TRYING = 1.05
 
+# The search computes in 64-bit integers, up to 2^20 times the number of elements of an operand.
+MOST_ELEMENTS = 1 << 42
 
 # Row groups that walk lists are passed in about so many buffers for each slab of the other operand.
 PASSES_A_SLAB = 64
@@ -123,9 +125,17 @@ def work_of(
 
     `forwarded` are results that come without being loaded. `stored` are the tensors that its results leave as, its own
     and those of ops fused behind it, which take `epilogue` ticks a result.
+
+    Raises:
+        SpecError: an operand of more than MOST_ELEMENTS elements.
     """
     known = tensors.workload.tensors
     shape = shape_of(op, tensors)
+    if max(shape.m * shape.k, shape.k * shape.n, shape.m * shape.n) > MOST_ELEMENTS:
+        raise SpecError(
+            f"{op.id}: got a GEMM of m, n, k = {shape.m}, {shape.n}, {shape.k}, "
+            f"expected operands of 2^42 elements at most"
+        )
     a, b = known[op.reads[0]].format, known[op.reads[1]].format
     conv = op.conv
     return GemmWork(
@@ -272,8 +282,8 @@ def machine_order(machine: Accelerator, a: NumberFormat, b: NumberFormat) -> str
     """
     if machine.tiled is not None or machine.arrays.dataflow == "any":
         raise SpecError(
-            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order in the plan, "
-            f"or a machine with one dataflow"
+            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order or a chip's MAC "
+            f"in the plan, or a machine with one arrays.dataflow"
         )
     depth, _ = unit_depth(machine.arrays, machine.arrays.rate_of(a, b))
     chunk = machine.arrays.rows * depth if fold_axes(machine.arrays.dataflow)[0] == "k" else depth

@@ -1,4 +1,4 @@
-"""`order: accelerator` in a precision plan: training sums as the simulated machine does, so the machine must say how."""
+"""`order: accelerator` in a precision plan: training sums as the simulated machine does, so it must say how."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def plan_on(plan: PrecisionPlan, machines: Sequence[Accelerator]) -> PrecisionPl
             differing = ", ".join(f"{order} on {name}" for name, order in orders.items())
             operands = str(a) if a == b else f"{a} x {b}"
             raise SpecError(
-                f"order: accelerator: GEMMs of {operands} are summed {differing}; write an experiment for each of these "
-                "machines, or name an order in the plan"
+                f"order: accelerator: GEMMs of {operands} are summed {differing}; write an experiment for each of "
+                "these machines, or name an order in the plan"
             )
         order = next(iter(orders.values()))
         found[order] = None

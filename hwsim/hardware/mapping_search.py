@@ -143,16 +143,25 @@ def _mean_pass(
     share_a = np.where(KEEP[:, :1], 1 / trips["n"], 1.0)
     share_b = np.where(KEEP[:, 1:2], 1 / trips["m"], 1.0)
     share_c = 1 / trips["k"]
-    spilled = np.where(KEEP[:, 2:], 0.0, moved["sums"] * per_byte)
     mean = np.zeros_like(share_a)
+    several = trips["k"] > 1
+    sums = {
+        True: moved["sums"] * per_byte * several,
+        False: 2 * (moved["sums"] * per_byte) * several,
+    }  # by whether k ends
+    kept = KEEP[:, 2:]
     for has_a in (True, False):
         for has_b in (True, False):
+            both = (share_a if has_a else 1 - share_a) * (share_b if has_b else 1 - share_b)
             for ends in (True, False):
-                share = (share_a if has_a else 1 - share_a) * (share_b if has_b else 1 - share_b)
                 transfer = (moved["a"] if has_a else 0) + (moved["b"] if has_b else 0) + (moved["c"] if ends else 0)
-                ticks = transfer * per_byte + (spilled if ends else 2 * spilled) * (trips["k"] > 1)
-                share = share * (share_c if ends else 1 - share_c)
-                mean = mean + share * (np.maximum(compute, ticks) if overlap else compute + ticks)
+                base = transfer * per_byte
+                spilling = base + sums[ends]
+                if overlap:
+                    whole, part = np.maximum(compute, base), np.maximum(compute, spilling)
+                else:
+                    whole, part = compute + base, compute + spilling
+                mean += both * (share_c if ends else 1 - share_c) * np.where(kept, whole, part)
     return mean
 
 

@@ -476,6 +476,7 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
     the result, for a rule never falls as its argument grows. A strip with any doubt is divided in float64.
     """
     lanes, strip, stochastic = _lanes(block), max(1, STRIP // block), mode == rounding.STOCHASTIC
+    gap_lanes = _lanes(strip * (block + 1))
 
     def quick_two_level_loop(x, out, scales, start, stop, p, scale_p, narrow, narrow_scale, second, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
@@ -484,6 +485,8 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
         amaxes = np.empty(strip, np.int32)
         strip_scales, strip_inverses = _two_strips(strip)
         element_scales, inverses = _two_strips(strip * block)
+        # stored and looked at later: a loop that also gathers doubts does not become vector code
+        gaps = np.zeros(strip * (block + 1), np.float32)
         # four roundings of at most 2**-24 make a quotient, two a scale
         less, more, zero = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21), np.int32(0)
         tensor_scale, inverse_tensor = np.float32(second.tensor_scale), np.float32(1 / second.tensor_scale)
@@ -504,14 +507,14 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         magnitude = largest_magnitude_bits(flat, place + j, lanes)
                         amax = magnitude if magnitude > amax else amax
                     store(amaxes, b, amax)
-                differ, highest = zero, zero
+                highest = zero
                 for b in range(last - first):
                     wanted = float_of(load(amaxes, b)) * to_scale
                     low = rounding.round_finite(wanted * less, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
                     high = rounding.round_finite(wanted * more, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
-                    differ = typed_as(zero, differ | (bits_of(low) ^ bits_of(high)))
+                    store(gaps, b, high - low)
                     scale = low if low > smallest else smallest
-                    inverse = (np.float32(1) / scale) * inverse_tensor
+                    inverse = np.divide(np.float32(1), scale) * inverse_tensor  # `/` would test for zero
                     store(strip_scales, b, scale)
                     store(strip_inverses, b, inverse)
                     amax, quotient = load(amaxes, b), bits_of(float_of(load(amaxes, b)) * inverse)
@@ -533,16 +536,20 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                     quotient = abs(value * load(inverses, j))
                     low = rounding.nearby(quotient * less, pattern, emin, parity, mode, narrow, word)
                     high = rounding.nearby(quotient * more, pattern, emin, parity, mode, narrow, word)
-                    differ = typed_as(zero, differ | (bits_of(low) ^ bits_of(high)))
+                    gap = high - low
                     if mode != rounding.NEAREST_EVEN:  # a quotient that underflowed
-                        differ = typed_as(zero, differ | typed_as(zero, (quotient == 0) & (value != 0)))
+                        gap = np.float32(1) if (quotient == 0) & (value != 0) else gap
+                    store(gaps, strip + j, gap)
                     low = low if low < top else top
                     # element * scale has few bits: the product with the tensor's scale is the only rounding
                     result = bits_of((low * load(element_scales, j)) * tensor_scale)
                     sign = typed_as(pattern, pattern & narrow.sign_bit)
                     kept_sign = typed_as(pattern, sign & narrow.zero_sign) if low == 0 else sign
                     store(flat_out, base + j, float_of(typed_as(pattern, result | kept_sign)))
-                if doubt or differ != 0:
+                for j in range(0, gaps.size, gap_lanes):
+                    doubt |= largest_magnitude_bits(gaps, j, gap_lanes) != 0
+                if doubt:
+                    gaps[:] = 0
                     for b in range(first, min(first + strip, blocks)):
                         _two_level_block(
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,

@@ -28,7 +28,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.kernels.codes import values_of
 
 OPERANDS = [*(row[0] for row in FLOATS if parse_format(row[0]).bits == 8), "int8", "uint8"]
-ACCUMULATORS = ["bfloat16", "float16", "e5m10", "e6m9", "float8_e5m2", "fixed16.4", "fixed24.8"]
+ACCUMULATORS = ["bfloat16", "float16", "e5m7", "e6m9", "float8_e5m2", "fixed16.4", "fixed24.8"]
 RULES = ("nearest_even", "toward_zero", "up")
 STARTS = (0.0, 1.0, -0.4375, 96.0)  # c: values of every accumulator tried
 SAMPLE = [("float8_e4m3fn", ["bfloat16", "fixed16.4"]), ("int8", ["float16"])]

@@ -183,6 +183,17 @@ def test_unusual_nan_patterns_come_out_canonical():
         assert (bits(got) == 0x7FC0_0000).all()
 
 
+@pytest.mark.parametrize("order", ["sequential", "chunked(4)", "pairwise", "exact", "kahan"])
+@pytest.mark.parametrize("rounding", ["nearest_even", "down"])
+def test_sums_of_no_products_keep_the_sign_of_c(order, rounding):
+    a, b = np.zeros((1, 0), np.float32), np.zeros((0, 2), np.float32)
+    mac = MacSpec("bfloat16", rounding, order=order)
+    for c in (None, np.array([[0.0, -0.0]], np.float32), np.array([[1.0, -3.0]], np.float32)):
+        got, expected = both(a, b, mac, c)
+        assert got is not None
+        assert_same(got, expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (4, 3, 64), (5, 2, 65), (29, 3, 130)])
 def test_degenerate_and_odd_shapes(shape):
     m, k, n = shape

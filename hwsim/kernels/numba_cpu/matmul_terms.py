@@ -6,6 +6,7 @@ vector steps as everywhere. Slower than the tile, and needs no case of its own.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -148,8 +149,9 @@ def _build(leaf: str, inner: str, outer: str, order: int, by_table: bool, revisi
                         join(inner, 64, groups, stack[depth - 2 :].ctypes.data, stack[depth - 1 :].ctypes.data,
                              inner_block, keys, places.ctypes.data)  # fmt: skip
                         depth -= 1
-                    if k == 0:
-                        stack[0, :] = -0.0
+                    if k == 0:  # a zero of c's own sign: under `down` any other one would turn +0 into -0
+                        for j in range(WIDTH):
+                            stack[0, j] = math.copysign(0.0, total[0, j])
                     if add_start_last:
                         join(inner, 64, groups, stack.ctypes.data, total.ctypes.data, inner_block, keys,
                              places.ctypes.data)  # fmt: skip

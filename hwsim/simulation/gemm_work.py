@@ -282,8 +282,8 @@ def machine_order(machine: Accelerator, a: NumberFormat, b: NumberFormat) -> str
     """
     if machine.tiled is not None or machine.arrays.dataflow == "any":
         raise SpecError(
-            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order or a chip's MAC "
-            f"in the plan, or a machine with one arrays.dataflow"
+            f"order: accelerator: {machine.name} chooses how to accumulate for each GEMM; name an order or a chip's "
+            f"MAC in the plan, or a machine with one arrays.dataflow (such as weight_stationary_32x32)"
         )
     depth, _ = unit_depth(machine.arrays, machine.arrays.rate_of(a, b))
     chunk = machine.arrays.rows * depth if fold_axes(machine.arrays.dataflow)[0] == "k" else depth

@@ -165,7 +165,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Multiply `left` with the patches of each item (values, k places, n places) into its `out`."""
     if isinstance(mac.order, Accelerator):
-        raise SpecError("convolution: order 'accelerator' must be resolved by a mapping first (contracts A6)")
+        raise SpecError("convolution: order 'accelerator' must be resolved by a mapping first (docs/definitions.md A6)")
     name = backends.choose("cpu")
     if name not in ("reference", "numba"):
         raise UnsupportedError(f"convolution: back end {name} has no accumulators of its own; use numba")

@@ -70,7 +70,7 @@ def matmul(
     if order is Native:
         return _native(a, b, c, bias, out, name)
     if order is Accelerator:
-        raise SpecError("matmul: order 'accelerator' must be resolved by a mapping first (contracts A6)")
+        raise SpecError("matmul: order 'accelerator' must be resolved by a mapping first (docs/definitions.md A6)")
     if stream is None:
         stream = random_bits.stream(seed, step=step) if is_random(spec) else 0
     if name == "triton":

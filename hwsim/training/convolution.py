@@ -1,4 +1,4 @@
-"""Convolutions as the GEMMs of their im2col form (contracts A8), with top-k on the gradient of their output.
+"""Convolutions as the GEMMs of their im2col form (definitions A8), with top-k on the gradient of their output.
 
 k runs over (c, kh, kw) for output, (c_out, kh, kw) for grad_input and (n, oh, ow) for grad_weight; padded zeros, and
 the zeros between the gradients of a strided convolution, take positions. Groups are separate GEMMs.

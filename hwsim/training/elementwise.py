@@ -80,7 +80,7 @@ def gradients_stored(
 
 
 def dropout(site: Site, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Emulate dropout with a mask of our own bits, so that it is the same on every machine (contracts A16)."""
+    """Emulate dropout with a mask of our own bits, so that it is the same on every machine (definitions A16)."""
     if not training or p == 0.0:
         return input
     count = input.numel()

@@ -79,7 +79,7 @@ def multiply(
 ) -> Tensor:
     """Return a @ b (the last two axes; operands already cast) summed by the layer's MacSpec for this GEMM.
 
-    The bias, one value a column, joins the accumulator after the last product (contracts A11). `k_positions` says
+    The bias, one value a column, joins the accumulator after the last product (definitions A11). `k_positions` says
     where each k stood before top-k gathered them; stochastic rounding draws its bits by it.
     """
     precision = site.precision

@@ -74,7 +74,7 @@ def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows |
 def grad_input_by_row(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows, site: Site) -> Tensor:
     """Return dL/dx row by row, each from its own gathered columns.
 
-    For sums and blocks that depend on positions: they are those of the gathered operands (contracts A7).
+    For sums and blocks that depend on positions: they are those of the gathered operands (definitions A7).
     """
     assert kept.offsets is not None
     rows = []
@@ -119,7 +119,7 @@ def scatter_rows(compact: Tensor, kept: KeptRows) -> Tensor:
 def covers_nearly_all(kept: KeptRows, site: Site) -> bool:
     """Return whether multiplying the whole masked gradient is faster than gathering what some row kept.
 
-    Only for sums in no promised order: an order that we define is that of the gathered operands (contracts A7).
+    Only for sums in no promised order: an order that we define is that of the gathered operands (definitions A7).
     """
     orders = [site.precision.mac(gemm).order for gemm in ("grad_input", "grad_weight")]
     casts = [site.precision.cast("gradient", gemm) for gemm in ("grad_input", "grad_weight")]

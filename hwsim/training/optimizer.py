@@ -1,4 +1,4 @@
-"""Optimizers whose states and weights live in the plan's formats (contracts A13).
+"""Optimizers whose states and weights live in the plan's formats (definitions A13).
 
 From the stored states each new state is one float32 expression, rounded once into its format. The step u is another;
 w + u is added exactly and rounded once into the weight's format. With a `compensation` format the part of u that did

@@ -301,6 +301,6 @@ def is_float32(number: NumberFormat) -> bool:
 
 
 def travels_as_float32(number: NumberFormat) -> NumberFormat:
-    """Return the format itself if float32 holds all its values, else float32 (contracts A1)."""
+    """Return the format itself if float32 holds all its values, else float32 (definitions A1)."""
     exact = number.bits <= (32 if isinstance(number, FloatingPoint) else 24)
     return number if exact else parse_format("float32")

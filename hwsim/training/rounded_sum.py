@@ -1,4 +1,4 @@
-"""Sums of two tensors, added exactly and rounded once (contracts A2)."""
+"""Sums of two tensors, added exactly and rounded once (definitions A2)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Site:
     number: int
 
     def stream(self, gemm: str, stage: str) -> int:
-        """Return the stream of random bits for one stage of this call (contracts A5)."""
+        """Return the stream of random bits for one stage of this call (definitions A5)."""
         step = self.step
         return stream(step.seed, step.domain, self.layer, gemm, stage, self.number, self.call)
 

@@ -41,7 +41,7 @@ def macs(workload, backward_only=False, step=0):
 
 
 def test_backward_macs_are_those_of_the_paper():
-    """papers.md 1.4: 784-500-500-10 has 902,000 backward MACs an example, and 45,680 with k = 20."""
+    """Sun et al. 2017, counted by hand: 784-500-500-10 has 902,000 backward MACs an example, and 45,680 with k = 20."""
     model = hwsim.load_model("mlp_mnist")
     assert macs(traced(model), backward_only=True) == 10 * 902_000
     thin = traced(model, sparse=SparseBackprop(k=20, rank_over="batch"))

@@ -171,3 +171,20 @@ def test_a_sum_is_rounded_once():
     assert float(add_rounded(tie, -speck, cast)) == 1.0
     exact = torch.tensor([3.0]), torch.tensor([4.0])
     assert float(add_to_odd(*exact)) == 7.0
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_no_epsilon_divides_zero_by_zero_like_the_definition(name):
+    found = []
+    for fused in (True, False):
+        net = layer()
+        optimizer = Optimizer(net, FLOAT32, Recipe(optimizer=name, epsilon=0.0))
+        if not fused:
+            optimizer._fuses = lambda part, gradient: False
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+            p.grad.view(-1)[::2] = 0.5
+        optimizer.update(0.1)
+        found.append(net.weight.detach().clone())
+    assert torch.equal(found[0].isnan(), found[1].isnan()) and found[0].isnan().any()
+    assert torch.equal(found[0].nan_to_num(), found[1].nan_to_num())

@@ -20,14 +20,18 @@ import numba
 cache_problem = ""
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function on first call (`numba.njit`), releasing the interpreter lock, cached where possible."""
+def compiled(function: Callable[..., Any], error_model: str = "python") -> Any:
+    """Compile a function on first call (`numba.njit`), releasing the interpreter lock, cached where possible.
+
+    With ``error_model="numpy"`` a division by zero gives infinity or NaN; otherwise it raises, and that test keeps a
+    loop with a division from becoming vector code.
+    """
     global cache_problem  # noqa: PLW0603 (one note for the whole process)
     try:
-        dispatcher = numba.njit(nogil=True, cache=True)(function)
+        dispatcher = numba.njit(nogil=True, cache=True, error_model=error_model)(function)
     except RuntimeError as error:  # numba found no folder that it can write
         cache_problem = str(error)
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model=error_model)(function)
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):
         index._source_stamp = (index._source_stamp, sources_stamp())

@@ -10,22 +10,27 @@ processor is slow with subnormal numbers (the update took three times as long).
 
 from __future__ import annotations
 
-import numba
+from functools import partial
+
 import numpy as np
+
+from hwsim.kernels.numba_cpu.compiled import compiled
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
 SMALLEST_SQUARED = np.float32(2.0**-63)  # its square is the smallest normal
 ZERO = np.float32(0.0)
 
+dividing = partial(compiled, error_model="numpy")  # x / 0 is an infinity, as the definition's is
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled
 def sgd(weight: np.ndarray, gradient: np.ndarray, rate: np.float32) -> None:
     """Update in place: w - rate g."""
     for i in range(weight.size):
         weight[i] = weight[i] + (-rate) * gradient[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def momentum(
     weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, rate: np.float32, decay: np.float32
 ) -> None:
@@ -37,7 +42,7 @@ def momentum(
         weight[i] = weight[i] + (-rate) * v
 
 
-@numba.njit(cache=True, nogil=True)
+@dividing
 def adagrad(
     weight: np.ndarray, gradient: np.ndarray, square_sum: np.ndarray, rate: np.float32, epsilon: np.float32
 ) -> None:
@@ -50,7 +55,7 @@ def adagrad(
         weight[i] = weight[i] + (-rate) * (g / (np.sqrt(s) + epsilon))
 
 
-@numba.njit(cache=True, nogil=True)
+@dividing
 def adam(
     weight: np.ndarray,
     gradient: np.ndarray,

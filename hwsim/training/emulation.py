@@ -25,6 +25,7 @@ from hwsim.training.elementwise import computed, selected
 from hwsim.training.functions import LOSSES, OWN, PASSING, SPLITTING, treatment
 from hwsim.training.plan import LayerPrecision, PrecisionPlan, Rule
 from hwsim.training.presets import parse_plan
+from hwsim.training.reducing import reduced
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.step import Site, Step
 
@@ -50,12 +51,15 @@ def emulated(plan: PrecisionPlan | str, sparse: SparseBackprop | None = None, se
 class Emulation:
     """The context that `emulate` and `emulated` return. Each entry is one training step, unless `begin` said so.
 
-    `audit=False` leaves out the auditor, which costs some microseconds per torch operation.
+    The auditor costs some microseconds per torch operation. `audit=False` leaves it out; with `audit_every` of n it
+    watches every n-th entry from its start, and every other one from the first function on that it has not yet watched
+    in that layer: a training loop, whose entries are whole steps, loses no new call that way.
     """
 
     def __init__(self, plan: PrecisionPlan, sparse: SparseBackprop | None, seed: int, module: nn.Module | None) -> None:
         self.module = module
         self.audit = True
+        self.audit_every = 1
         self.auditor = Auditor(plan.uncovered)
         self.step = Step(plan, sparse, seed, self.auditor)
         self.step.number = -1
@@ -66,6 +70,10 @@ class Emulation:
         self._exits: list[ExitStack] = []
         self._begun = False
         self._checked = False
+        self._entries = 0
+        self._watching = False
+        self._called: set[tuple[str, str, bool]] = set()  # layer, function, with gradients; while the auditor watches
+        self._watched: set[tuple[str, str, bool]] = set()  # those that it has watched to the end of an entry
 
     def begin(self, number: int, epoch: int = 0, domain: str = "train") -> None:
         """Say which training step the next entry belongs to; stochastic rounding draws its bits by it."""
@@ -94,15 +102,22 @@ class Emulation:
         ):
             always = {"always_call": True} if hook == self._leave_module else {}
             exits.callback(register(hook, **always).remove)
-        if self.audit:
-            exits.enter_context(self.auditor)
-        exits.enter_context(_Mode(self))
         self._exits.append(exits)
+        if len(self._exits) == 1 and self.audit:
+            if self._entries % self.audit_every == 0:
+                self._watch()
+            self._entries += 1
+        exits.enter_context(_Mode(self))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._exits.pop().close()
         self._begun = False
+        if not self._exits:
+            if kind is None:
+                self._watched |= self._called
+            self._called.clear()
+            self._watching = False
         if kind is None and not self._checked and self._precisions:
             self._checked = True
             self.step.plan.check(self._precisions)
@@ -150,6 +165,19 @@ class Emulation:
         bare = f"{path}.{name.strip('_')}" if path else name.strip("_")
         return Site(bare, self._count(f"view {bare}"), LayerPrecision(bare, Rule()), self.step, self.step.number)
 
+    def called(self, layer: str, name: str) -> None:
+        """Take note that a function is about to run: one that was never watched wakes the auditor."""
+        call = (layer, name, torch.is_grad_enabled())
+        if self._watching:
+            self._called.add(call)
+        elif self.audit and call not in self._watched:
+            self._watch()
+            self._called.add(call)
+
+    def _watch(self) -> None:
+        self._watching = True
+        self._exits[0].enter_context(self.auditor)
+
     def _count(self, key: str) -> int:
         call = self._calls.get(key, 0)
         self._calls[key] = call + 1
@@ -174,7 +202,6 @@ class _Mode(TorchFunctionMode):
     def __init__(self, emulation: Emulation) -> None:
         super().__init__()
         self.emulation = emulation
-        self._treatments: dict[str, str] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -184,9 +211,7 @@ class _Mode(TorchFunctionMode):
         if isinstance(func, torch._ops.OpOverload):  # what a function is made of: the auditor's matter
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        kind = self._treatments.get(name)
-        if kind is None:
-            kind = self._treatments[name] = treatment(name)
+        kind = treatment(name)
         if kind == "free":
             result = func(*args, **kwargs)
             if self.emulation.step.recorder is not None:
@@ -198,6 +223,7 @@ class _Mode(TorchFunctionMode):
     def _emulate(self, kind: str, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         emulation = self.emulation
         site = emulation.site(name)
+        emulation.called(site.layer, name)
         if kind == "own":
             return OWN[name](site, *args, **kwargs)  # notes itself
         if kind == "selecting" and name.rstrip("_") in PASSING:
@@ -206,6 +232,8 @@ class _Mode(TorchFunctionMode):
             result = selected(site, func, args, kwargs)
         elif kind == "uncovered":
             result = self._uncovered(name, site, func, args, kwargs)
+        elif kind == "reducing":
+            result = reduced(site, name, func, args, kwargs)
         else:
             result = computed(site, func, args, kwargs)
         if site.step.recorder is not None:

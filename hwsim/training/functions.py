@@ -7,6 +7,7 @@ A function that stands in no list here is an error that names it, or runs as tor
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from hwsim.training.attention import multi_head_attention_forward, scaled_dot_product_attention
@@ -118,6 +119,7 @@ OWN: dict[str, Callable[..., Any]] = {
 }
 
 
+@cache
 def treatment(name: str) -> str:
     """Return how a function is treated: own, free, selecting, elementwise, reducing or uncovered."""
     plain = name.rstrip("_") if name.endswith("_") and not name.endswith("__") else name

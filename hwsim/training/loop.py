@@ -42,6 +42,7 @@ PROGRESS_STEPS = 64
 SMALL_STEP = 2**28  # products of a network's linear layers in one pass over a batch
 
 Progress = Callable[[float, str], None]
+AUDIT_STEPS = 64  # how often the auditor watches a step in which nothing new is called
 """Called with the share of training done, and a note such as the epoch's dev accuracy."""
 
 
@@ -132,6 +133,7 @@ class _Run:
             raise SpecError(
                 f"batch: got {recipe.batch}, expected at most the {len(self.train_split)} training examples"
             )
+        self.emulation.audit_every = AUDIT_STEPS
         self.steps_per_epoch = math.ceil(len(self.train_split) / recipe.batch)
         self.to_record = _spread(recipe.recorded_steps, recipe.epochs, self.steps_per_epoch, full)
         self.inputs = torch.from_numpy(self.train_split.inputs)

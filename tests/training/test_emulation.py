@@ -197,6 +197,41 @@ def test_a_gemm_of_backward_alone_is_caught():
         HalfSly.apply(x).sum().backward()
 
 
+def test_a_sampling_auditor_wakes_for_what_is_called_anew():
+    class Late(nn.Module):
+        """Takes a branch of its own once: first a GEMM in the backward pass alone, then a harmless one."""
+
+        branch = ""
+
+        def forward(self, x):
+            if self.branch == "sly":
+                x.register_hook(lambda g: torch.ops.aten.mm.default(g, g))
+            return torch.sigmoid(x) if self.branch else torch.relu(x)
+
+    network = Late()
+    context = emulate(network, FP8)
+    context.audit_every = 1000
+    x, looked_at = torch.randn(4, 4, requires_grad=True), []
+
+    def step(branch):
+        network.branch, before = branch, context.auditor.seen
+        with context:
+            network(x * 2).sum().backward()
+        looked_at.append(context.auditor.seen - before)
+
+    step("")
+    step("")
+    assert looked_at[0] > 0 and looked_at[1] == 0
+    with pytest.raises(UnsupportedError, match=r"escaped emulation: torch ran aten\.mm"):
+        step("sly")
+    for _ in range(2):  # a step that failed has shown nothing: the function is new until it was watched to the end
+        step("harmless")
+    assert looked_at[2] > 0 and looked_at[3] == 0
+    context.audit_every = 1
+    step("")
+    assert looked_at[4] > 0
+
+
 def test_escapes_are_listed_if_the_plan_allows_float32():
     plan = PrecisionPlan("loose", (Rule("*"),), uncovered="float32")
     context = emulated(plan)

@@ -75,6 +75,7 @@ class SparseSettings(Spec):
     output_layer: bool = False
     schedule: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]], ...] = ()
     per_layer: tuple[tuple[str, Annotated[float, Field(gt=0)]], ...] = ()
+    gates: Literal["together", "apart"] = "together"
 
     @model_validator(mode="after")
     def _one_amount(self) -> SparseSettings:

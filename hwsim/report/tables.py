@@ -234,6 +234,9 @@ def _gain(gain: Gain | None) -> str | None:
     return f"{words.ratio(gain.cycles)}{words.UNBROKEN}|{words.UNBROKEN}{words.ratio(gain.energy)}"
 
 
+KEPT_SHARES = ("kept_share", "union_share", "norm_share", "example_overlap", "step_overlap", "tie_share")
+
+
 def kept_positions(results: Results) -> list[Table]:
     """What top-k kept, by configuration and layer, as means over trials and recorded steps."""
     rows: list[list[Cell]] = []
@@ -247,10 +250,7 @@ def kept_positions(results: Results) -> list[Table]:
                     configuration.name,
                     name,
                     found[0].extent,
-                    *(
-                        _mean_of(getattr(layer, field) for layer in found)
-                        for field in ("kept_share", "union_share", "norm_share", "example_overlap", "step_overlap")
-                    ),
+                    *(_mean_of(getattr(layer, field) for layer in found) for field in KEPT_SHARES),
                 ]
             )
     if not rows:
@@ -264,8 +264,12 @@ def kept_positions(results: Results) -> list[Table]:
         Column(name="of the gradient's squares", kind="percent"),
         Column(name="overlap of two rows", kind="percent"),
         Column(name="overlap of two steps", kind="percent"),
+        Column(name="decided by ties", kind="percent"),
     ]
-    note = "Overlap: intersection over union of the kept positions. A dash: not recorded, or without meaning there."
+    note = (
+        "Overlap: intersection over union of the kept positions. Decided by ties: kept places that went to the lowest "
+        "index among equal magnitudes, not all of which were kept. A dash: not recorded, or without meaning there."
+    )
     return [Table(title="Kept positions", columns=columns, rows=rows, note=note)]
 
 

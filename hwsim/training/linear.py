@@ -22,15 +22,15 @@ class Linear(torch.autograd.Function):
     """y = x Wᵀ + b for a matrix x (rows x in), W (out x in), b (out)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
-        """Compute the output GEMM."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site, gates: int) -> Tensor:
+        """Compute the output GEMM; its columns are those of `gates` gates side by side (1: not a recurrent layer)."""
         x_read, weight_read = read(x, site, "input", "output"), read(weight, site, "weight", "output")
         y = multiply(x_read, weight_read.t(), site, "output", bias)
         keep_x = same_reading(site, "input", "output", "grad_weight")
         keep_weight = same_reading(site, "weight", "output", "grad_input")
         ctx.save_for_backward(x_read if keep_x else x, weight_read if keep_weight else weight)
         ctx.site, ctx.read = site, (keep_x, keep_weight)
-        ctx.recorder = site.step.recorder
+        ctx.recorder, ctx.gates = site.step.recorder, gates
         return store(y, site, "activation", "output", site.precision.mac("output"))
 
     @staticmethod
@@ -43,7 +43,7 @@ class Linear(torch.autograd.Function):
         bias_gradient = None
         if ctx.needs_input_grad[2]:  # from the full gradient, in both code bases of meProp
             bias_gradient = store(sum_rows(gradient, site), site, "weight_gradient", "reduce")
-        gradient, kept = thin(gradient, site)
+        gradient, kept = thin(gradient, site, ctx.gates)
         if ctx.recorder is not None:
             ctx.recorder.backward(site, gradient, kept, ctx.needs_input_grad)
         if kept is not None and kept.rank_over == "example":
@@ -55,7 +55,7 @@ class Linear(torch.autograd.Function):
             x_gradient = grad_input(gradient, weight, weight_is_read, kept, site)
         if ctx.needs_input_grad[1]:
             weight_gradient = grad_weight(gradient, x, x_is_read, kept, site)
-        return x_gradient, weight_gradient, bias_gradient, None
+        return x_gradient, weight_gradient, bias_gradient, None, None
 
 
 def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows | None, site: Site) -> Tensor:
@@ -146,11 +146,14 @@ def refuse_double_backward() -> None:
         )
 
 
-def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Emulate `torch.nn.functional.linear`: leading axes of the input are rows of one GEMM."""
+def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None, gates: int = 1) -> Tensor:
+    """Emulate `torch.nn.functional.linear`: leading axes of the input are rows of one GEMM.
+
+    `gates`: how many gates of a recurrent layer stand side by side in the output; top-k may rank each by itself.
+    """
     site.step.output_layer = site.layer
     rows = input.reshape(-1, input.shape[-1])
-    y = Linear.apply(rows, weight, bias, site).reshape(*input.shape[:-1], len(weight))
+    y = Linear.apply(rows, weight, bias, site, gates).reshape(*input.shape[:-1], len(weight))
     if site.step.recorder is not None:
         site.step.recorder.gemm(site, (input, weight, bias), y, (len(rows), len(weight), rows.shape[1]))
     return y

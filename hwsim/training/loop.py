@@ -104,6 +104,7 @@ class _State:
     wall_s: float = 0.0
     initial_sha256: str = ""
     norm_shares: dict[str, list[float]] = field(default_factory=dict)  # by layer, one per recorded step
+    tie_shares: dict[str, list[float]] = field(default_factory=dict)  # the same
 
 
 class _Run:
@@ -250,6 +251,8 @@ class _Run:
             self.workloads.append(workload)
             for layer, share in recorder.norm_shares().items():
                 self.state.norm_shares.setdefault(layer, []).append(share)
+            for layer, share in recorder.tie_shares().items():
+                self.state.tie_shares.setdefault(layer, []).append(share)
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -369,7 +372,7 @@ class _Run:
                 "initial_weights": state.initial_sha256,
                 "final_weights": hash_tensors(p for p in self.model.parameters()),
             },
-            sparsity=measure_sparsity(workload, state.norm_shares),
+            sparsity=measure_sparsity(workload, state.norm_shares, state.tie_shares),
             uncovered=tuple(sorted(self.emulation.step.uncovered | self.emulation.auditor.escaped)),
             parameters=sum(p.numel() for p in self.model.parameters()),
             units=self.simplifier.units if self.simplifier else {},

@@ -6,7 +6,7 @@ their identities stay theirs until the step is over. `trace` turns its notes int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -42,7 +42,7 @@ class GemmCall:
     wants: tuple[bool, bool, bool] = (False, False, False)  # gradients of input, weight, bias; set in backward
     kept: KeptRows | None = None
     unit: str = "element"
-    norm_share: float | None = None
+    norms: tuple[float, float] | None = None  # sums of squares: of what was kept, of all
 
 
 @dataclass
@@ -196,13 +196,33 @@ class Recorder:
             if call.unit == "channel":
                 return  # what was ranked are sums over a channel, not the gradient
             total = float(gradient.double().square().sum())
-            part = float(kept.mask(gradient).double().square().sum())
-            call.norm_share = part / total if total else None
+            call.norms = float(kept.mask(gradient).double().square().sum()), total
 
     def norm_shares(self) -> dict[str, float]:
-        """Return the kept part of the gradient's sum of squares by layer, where top-k acted."""
-        gemms = [call for call in self.calls if isinstance(call, GemmCall)]
-        return {call.layer: call.norm_share for call in gemms if call.norm_share is not None}
+        """Return the kept part of the gradient's sum of squares by layer, where top-k acted.
+
+        A layer that is called several times, such as the recurrent part of an LSTM, has one share for all calls.
+        """
+        return self._shares(lambda call: call.norms)
+
+    def tie_shares(self) -> dict[str, float]:
+        """Return, by layer, the share of kept places that the tie rule decided, where magnitudes were ranked."""
+
+        def count(call: GemmCall) -> tuple[float, float] | None:
+            kept = call.kept
+            return None if kept is None or kept.by_ties is None else (kept.by_ties, len(kept.indices))
+
+        return self._shares(count)
+
+    def _shares(self, parts: Callable[[GemmCall], tuple[float, float] | None]) -> dict[str, float]:
+        """Return part over whole by layer, each added over the layer's calls."""
+        sums: dict[str, tuple[float, float]] = {}
+        for call in self.calls:
+            found = parts(call) if isinstance(call, GemmCall) else None
+            if found is not None:
+                before = sums.get(call.layer, (0.0, 0.0))
+                sums[call.layer] = before[0] + found[0], before[1] + found[1]
+        return {layer: part / whole for layer, (part, whole) in sums.items() if whole}
 
     def _add(self, tensor: Tensor, name: str, role: str, cast: Cast | None) -> str:
         self._names[id(tensor)] = name

@@ -44,6 +44,7 @@ def _relu_cell(from_input: Tensor, from_state: Tensor, state: State) -> State:
 
 
 CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tanh_cell, "rnn_relu": _relu_cell}
+GATES = {"lstm": 4, "gru": 3}  # side by side in what the GEMMs give; 1 for the plain cells
 
 
 def layered(name: str) -> Callable[..., Any]:
@@ -91,7 +92,7 @@ def single(name: str) -> Callable[..., Any]:
         b_hh: Tensor | None = None,
     ) -> Any:
         state = tuple(hx) if name == "lstm" else (hx,)
-        from_input = linear(site.part("input"), x, w_ih, b_ih)
+        from_input = linear(site.part("input"), x, w_ih, b_ih, GATES.get(name, 1))
         new = _advance(site, name, from_input, state, w_hh, b_hh)
         return new if name == "lstm" else new[0]
 
@@ -128,7 +129,7 @@ def _direction(
     lengths: Tensor | None,
 ) -> tuple[Tensor, State]:  # fmt: skip
     """Run one layer in one direction."""
-    from_input = linear(site.part("input"), x, w[0], w[2] if has_bias else None)
+    from_input = linear(site.part("input"), x, w[0], w[2] if has_bias else None, GATES.get(name, 1))
     times = range(len(x) - 1, -1, -1) if backwards else range(len(x))
     outputs: list[Tensor] = [x] * len(x)
     steps = from_input.unbind()
@@ -150,7 +151,7 @@ def _direction(
 def _advance(site: Site, name: str, from_input: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     """Make one time step."""
     part = site.again("state")
-    from_state = linear(part, state[0], w, b)
+    from_state = linear(part, state[0], w, b, GATES.get(name, 1))
     new = computed(part, CELLS[name], (from_input, from_state, state), {})
     new = new if isinstance(new, tuple) else (new,)
     if site.step.recorder is not None:

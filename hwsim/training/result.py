@@ -21,6 +21,8 @@ class LayerSparsity(Spec):
     """Positions that at least one row kept, over `extent`: the rows of weights that are touched."""
     norm_share: float | None = None
     """Kept part of the gradient's sum of squares."""
+    tie_share: float | None = None
+    """Kept places that went to the lowest index among equal magnitudes, not all of which were kept, over all kept."""
     example_overlap: float | None = None
     """Mean intersection over union between two rows of one batch; None when ranked over the batch."""
     step_overlap: float | None = None

@@ -12,6 +12,7 @@ from hwsim import kernels
 from hwsim.training.gemm import read
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.step import Site
+from hwsim.training.ties import column_scores, decided_by_ties
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class KeptRows:
     offsets: np.ndarray | None = None  # int64, rows + 1; by example only
     rows_of: Tensor | None = None
     columns_of: Tensor | None = None
+    by_ties: int | None = None  # kept places that the tie rule decided; counted in recorded steps, for magnitudes
 
     def mask(self, gradient: Tensor) -> Tensor:
         """Return the gradient with everything that was not kept set to 0, at full size."""
@@ -43,9 +45,10 @@ class KeptRows:
         return thinned
 
 
-def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor, KeptRows | None]:
+def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows | None]:
     """Choose what to keep of a gradient (rows x extent) at a layer's output.
 
+    `gates`: how many gates of a recurrent layer stand side by side in the extent; they may be ranked apart.
     Returns the gradient to choose from (with the memory of earlier steps added, if there is one) and the choice; None
     when nothing is dropped: no sparse backprop here, or at least as many kept as there are.
     """
@@ -55,7 +58,8 @@ def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor,
     if site.layer == site.step.output_layer and not sparse.output_layer:
         return gradient, None
     extent = gradient.shape[1]
-    kept = sparse.kept(full or extent, site.step.epoch, site.layer)
+    gates = gates if sparse.gates == "apart" else 1
+    kept = gates * sparse.kept(extent // gates, site.step.epoch, site.layer)
     simplifier = site.step.simplifier
     if simplifier is not None:
         gradient = simplifier.silence(site.layer, gradient)
@@ -63,7 +67,7 @@ def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor,
     if kept < extent:
         if sparse.memory:
             gradient = recall(gradient, site, sparse.memory)
-        chosen = choose(gradient, kept, sparse, site)
+        chosen = choose(gradient, kept, sparse, site, gates)
         if sparse.memory:
             site.step.memories[site.id] = gradient - chosen.mask(gradient)
     if simplifier is not None:
@@ -71,16 +75,19 @@ def thin(gradient: Tensor, site: Site, full: int | None = None) -> tuple[Tensor,
     return gradient, chosen
 
 
-def choose(gradient: Tensor, kept: int, sparse: SparseBackprop, site: Site) -> KeptRows:
-    """Rank the gradient and return what is kept of it."""
+def choose(gradient: Tensor, kept: int, sparse: SparseBackprop, site: Site, gates: int = 1) -> KeptRows:
+    """Rank the gradient and return what is kept of it: `kept` slices, the same number of each of `gates` parts."""
     ranked = gradient if sparse.rank == "before_cast" else read(gradient, site, "gradient", "grad_input")
-    stream = site.stream("grad_input", "select") if sparse.score == "random" else 0
-    found = kernels.select_topk(ranked, kept, rank_over=sparse.rank_over, score=sparse.score, stream=stream)
-    indices = np.asarray(found.indices, dtype=np.int32)
+    by_batch = sparse.rank_over == "batch"
+    indices, offsets = _positions(ranked, kept // gates, sparse, site, gates)
+    by_ties = None
+    if site.step.recorder is not None and sparse.score == "magnitude":
+        by_ties = _count_ties(ranked, indices, offsets, gates)
     flat = torch.from_numpy(indices.astype(np.int64))
-    if sparse.rank_over == "batch":
-        return KeptRows("batch", len(gradient), gradient.shape[1], kept, flat.to(gradient.device), indices)
-    offsets = np.asarray(found.offsets, dtype=np.int64)
+    if by_batch:
+        columns = flat.to(gradient.device)
+        return KeptRows("batch", len(gradient), gradient.shape[1], kept, columns, indices, by_ties=by_ties)
+    assert offsets is not None
     rows = torch.from_numpy(np.repeat(np.arange(len(gradient)), np.diff(offsets)))
     columns = torch.from_numpy(np.flatnonzero(np.bincount(indices, minlength=gradient.shape[1])))
     return KeptRows(
@@ -93,7 +100,42 @@ def choose(gradient: Tensor, kept: int, sparse: SparseBackprop, site: Site) -> K
         offsets,
         rows.to(gradient.device),
         flat.to(gradient.device),
+        by_ties,
     )
+
+
+def _positions(
+    ranked: Tensor, kept: int, sparse: SparseBackprop, site: Site, gates: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the kept positions, `kept` of each gate, and by example the offsets of the rows."""
+    rows, width = len(ranked), ranked.shape[1] // gates
+    # By example, each gate of a row is ranked as a row of its own; over the batch, each gate as a matrix of its own.
+    parts = [ranked.reshape(rows * gates, width)] if sparse.rank_over == "example" else list(ranked.split(width, 1))
+    found = []
+    for number, part in enumerate(parts):
+        stage = f"select{number}" if number else "select"
+        stream = site.stream("grad_input", stage) if sparse.score == "random" else 0
+        found.append(kernels.select_topk(part, kept, rank_over=sparse.rank_over, score=sparse.score, stream=stream))
+    if sparse.rank_over == "batch":
+        chosen = [np.asarray(part.indices, np.int32) + np.int32(gate * width) for gate, part in enumerate(found)]
+        return np.concatenate(chosen), None
+    indices, offsets = np.asarray(found[0].indices, np.int32), np.asarray(found[0].offsets, np.int64)
+    if gates > 1:
+        gate_of = np.repeat(np.tile(np.arange(gates, dtype=np.int32), rows), np.diff(offsets))
+        indices = indices + gate_of * np.int32(width)
+    return indices, offsets[::gates]
+
+
+def _count_ties(ranked: Tensor, indices: np.ndarray, offsets: np.ndarray | None, gates: int) -> int:
+    """Return how many kept places the tie rule decided; each gate is a ranking of its own."""
+    scores = ranked.detach().cpu().numpy()
+    scores = column_scores(scores) if offsets is None else np.abs(scores)
+    width = scores.shape[1] // gates
+    offsets = np.array([0, len(indices)]) if offsets is None else offsets
+    rows = np.repeat(np.arange(len(scores)), np.diff(offsets))
+    rankings = rows * gates + indices // width  # ascending: rows in order, and gates in order in a row
+    ends = np.cumsum(np.bincount(rankings, minlength=len(scores) * gates))
+    return decided_by_ties(scores.reshape(-1, width), indices % width, np.concatenate([[0], ends]))
 
 
 def recall(gradient: Tensor, site: Site, eta: float) -> Tensor:

@@ -25,7 +25,8 @@ class SparseBackprop:
     ``output_layer``: whether the last layer is among them (the authors' code leaves it out). ``schedule`` replaces k
     or fraction from given epochs on, for example ``((0, 0.5), (3, 0.05))``. ``per_layer`` gives layers an amount of
     their own, of the kind that stands in k or fraction, for example ``(("fc1", 20), ("conv*", 100))``: the first
-    pattern that matches decides, and the schedule leaves those layers alone.
+    pattern that matches decides, and the schedule leaves those layers alone. ``gates``: the gates of an LSTM or GRU are
+    ranked ``together``, k of all their outputs, or ``apart``, k of each gate's.
     """
 
     k: int | None = None
@@ -39,6 +40,7 @@ class SparseBackprop:
     rank: str = "before_cast"
     schedule: tuple[tuple[int, float], ...] = ()
     per_layer: tuple[tuple[str, float], ...] = ()
+    gates: str = "together"
 
     def __post_init__(self) -> None:
         layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
@@ -91,6 +93,7 @@ class SparseBackprop:
         extras += [self.score] if self.score != "magnitude" else []
         extras += [f"memory {self.memory}"] if self.memory else []
         extras += [f"{pattern}: {own:g}" for pattern, own in self.per_layer]
+        extras += ["gates apart"] if self.gates == "apart" else []
         return f"top-k ({', '.join(extras)})"
 
 
@@ -99,4 +102,5 @@ CHOICES = {
     "unit": ("element", "channel"),
     "score": ("magnitude", "random"),
     "rank": ("before_cast", "after_cast"),
+    "gates": ("together", "apart"),
 }

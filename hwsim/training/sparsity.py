@@ -12,42 +12,50 @@ from hwsim.workload import OpKind, Selection, Workload
 
 PAIRS = 256  # of rows that are compared for their overlap in one step: neighbors, so the sample is fixed
 
+Shares = Mapping[str, Sequence[float]]
+"""By layer, one share for each recorded step."""
 
-def measure_sparsity(workload: Workload, norm_shares: Mapping[str, Sequence[float]]) -> tuple[LayerSparsity, ...]:
+
+def measure_sparsity(workload: Workload, norm_shares: Shares, tie_shares: Shares) -> tuple[LayerSparsity, ...]:
     """Return, for each layer with top-k, means over the recorded steps (see `LayerSparsity`).
 
-    `norm_shares` holds, by layer, the kept part of the gradient's sum of squares in each recorded step.
+    A layer that a step calls several times, such as the recurrent part of an LSTM once for each word, has its calls
+    taken together: rows of all calls are averaged, and its union holds what any call touched.
     """
-    layers = []
+    calls: dict[str, list[Selection]] = {}
     for op in workload.ops:
-        if op.kind is not OpKind.SELECT or op.selection is None:
-            continue
-        selection = workload.selections[op.selection]
-        steps = range(len(selection.indices))
-        unions = [selection.union(step) for step in steps]
-        shares = norm_shares.get(op.layer)
-        layers.append(
-            LayerSparsity(
-                layer=op.layer,
-                extent=selection.extent,
-                kept_share=_mean([float(selection.row_counts(step).mean()) / selection.extent for step in steps])
-                or 0.0,
-                union_share=_mean([len(union) / selection.extent for union in unions]) or 0.0,
-                norm_share=_mean(list(shares)) if shares else None,
-                example_overlap=_mean([o for step in steps if (o := example_overlap(selection, step)) is not None]),
-                step_overlap=_mean([jaccard(a, b) for a, b in pairwise(unions)]),
-            )
-        )
-    return tuple(layers)
+        if op.kind is OpKind.SELECT and op.selection is not None:
+            calls.setdefault(op.layer, []).append(workload.selections[op.selection])
+    return tuple(_layer(layer, found, norm_shares, tie_shares) for layer, found in calls.items())
+
+
+def _layer(layer: str, calls: Sequence[Selection], norm_shares: Shares, tie_shares: Shares) -> LayerSparsity:
+    extent, steps = calls[0].extent, range(len(calls[0].indices))
+    counts = [np.concatenate([call.row_counts(step) for call in calls]) for step in steps]
+    unions = [np.unique(np.concatenate([call.union(step) for call in calls])) for step in steps]
+    overlaps = [example_overlap(call, step) for step in steps for call in calls]
+    return LayerSparsity(
+        layer=layer,
+        extent=extent,
+        kept_share=_mean([float(count.mean()) / extent for count in counts]) or 0.0,
+        union_share=_mean([len(union) / extent for union in unions]) or 0.0,
+        norm_share=_mean(norm_shares.get(layer, ())),
+        tie_share=_mean(tie_shares.get(layer, ())),
+        example_overlap=_mean([overlap for overlap in overlaps if overlap is not None]),
+        step_overlap=_mean([jaccard(a, b) for a, b in pairwise(unions)]),
+    )
 
 
 def example_overlap(selection: Selection, step: int) -> float | None:
-    """Return the mean intersection over union of neighboring rows' kept positions; None when ranked over the batch."""
+    """Return the mean intersection over union of neighboring rows' kept positions; None when ranked over the batch.
+
+    Two rows that both keep nothing, as the padding behind short sentences does, say nothing and are left out.
+    """
     if selection.rank_over == "batch" or selection.rows < 2:
         return None
     offsets, indices = selection.offsets[step], selection.indices[step]
     rows = [indices[offsets[r] : offsets[r + 1]] for r in range(min(selection.rows, PAIRS + 1))]
-    return _mean([jaccard(a, b) for a, b in pairwise(rows)])
+    return _mean([jaccard(a, b) for a, b in pairwise(rows) if len(a) or len(b)])
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -56,5 +64,5 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     return len(np.intersect1d(one, other)) / union if union else 1.0
 
 
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwsim.errors import UnsupportedError
-from hwsim.training.elementwise import computed, dropout
+from hwsim.training.elementwise import computed, dropout, gradients_stored
 from hwsim.training.linear import linear
 from hwsim.training.product import matmul
+from hwsim.training.reducing import reduced
 from hwsim.training.step import Site
 
 
@@ -54,7 +55,7 @@ def attend(
     keys = key.transpose(-2, -1)
     _alias(site, keys, key)
     scores = matmul(site.part("scores"), query, keys)
-    weights = _noted(site.part("softmax"), "softmax", "reducing", _softmax, scores, factor, mask)
+    weights = _softmax(site.part("softmax"), scores, factor, mask)
     if dropout_p:
         weights = dropout(site.part("dropout"), weights, dropout_p)
     return matmul(site.part("values"), weights, value), weights
@@ -157,17 +158,23 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(mask, float("-inf"))
 
 
-def _softmax(scores: Tensor, factor: float, mask: Tensor | None) -> Tensor:
-    scores = scores * factor
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return functional.softmax(scores, -1)
+def _softmax(site: Site, scores: Tensor, factor: float, mask: Tensor | None) -> Tensor:
+    """Return the softmax of the scaled and masked scores."""
 
+    def masked(x: Tensor) -> Tensor:
+        x = x * factor
+        if mask is None:
+            return x
+        return x.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else x + mask
 
-def _noted(site: Site, name: str, kind: str, function: Any, *args: Any) -> Tensor:
-    result: Tensor = computed(site, function, args, {})
+    result: Tensor
+    if site.precision.emulates_loss:
+        scaled = masked(*gradients_stored(site, (scores,), {})[0])
+        result = reduced(site, "softmax", functional.softmax, (scaled, -1), {})
+    else:
+        result = computed(site, lambda x: functional.softmax(masked(x), -1), (scores,), {})
     if site.step.recorder is not None:
-        site.step.recorder.function(site, name, kind, False, args[:1], result)
+        site.step.recorder.function(site, "softmax", "reducing", False, (scores,), result)
     return result
 
 

@@ -16,6 +16,7 @@ from hwsim.training.elementwise import dropout
 from hwsim.training.linear import linear
 from hwsim.training.product import addmm, bilinear, einsum, matmul, outer, reversed_matmul
 from hwsim.training.recurrent import CELLS, layered, single
+from hwsim.training.reducing import is_loss
 
 
 def _names(text: str) -> frozenset[str]:
@@ -94,7 +95,7 @@ REDUCING = _names(
 # Their backward copies or zeros too, so that a gradient stays as it was stored.
 PASSING = _names("relu threshold masked_fill where clone neg __neg__ cat concat concatenate stack flip roll")
 
-LOSSES = frozenset(name for name in REDUCING if name.endswith("_loss") or "entropy" in name or name == "kl_div")
+LOSSES = frozenset(name for name in REDUCING if is_loss(name))
 
 # Our own version of a function; called with the site, then the function's own arguments.
 OWN: dict[str, Callable[..., Any]] = {

@@ -8,8 +8,10 @@ Roles. GEMM operands, cast when a GEMM reads them (each GEMM from the stored ten
 ``input`` (of output and grad_weight), ``weight`` (of output and grad_input), ``gradient`` (of grad_input and
 grad_weight) and ``bias``; ``grad_weight.gradient`` and the like name one role in one GEMM only and go before the
 plain name. Stored tensors, cast when they are written: ``activation``, ``activation_gradient``,
-``weight_gradient``, ``statistics``, ``loss``, ``master_weight``, ``optimizer_state`` and ``compensation`` (which
-turns on Kahan-compensated updates).
+``weight_gradient``, ``statistics`` (means and variances), ``loss`` (what softmax and cross-entropy store;
+``loss.gradient`` and the like name one part), ``master_weight``, ``optimizer_state`` and ``compensation`` (which
+turns on Kahan-compensated updates). ``bias.master_weight`` and the like name one role for biases only and go before
+the plain name.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 
-from hwsim.arithmetic.mac import Accelerator, MacSpec, Order, parse_mac
+from hwsim.arithmetic.mac import Accelerator, MacSpec, Native, Order, parse_mac
 from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.storage import Cast
@@ -44,14 +46,19 @@ SCALED_ROLES = ("input", "weight", "gradient")
 FLOAT32_SUM = MacSpec(accumulator="float32", order="sequential")
 NATIVE_SUM = MacSpec(accumulator="float32", order="native")
 
+LOSS_PARTS = ("exponential", "probability", "logarithm", "gradient")  # what softmax and cross-entropy store
+PARAMETER_ROLES = ("weight_gradient", "master_weight", "optimizer_state", "compensation")  # of weights and biases
+
 CAST_KEYS = (
     *OPERAND_ROLES,
     *STORED_ROLES,
     *(f"{gemm}.{role}" for gemm in GEMMS for role in OPERAND_ROLES),
+    *(f"loss.{part}" for part in LOSS_PARTS),
+    *(f"bias.{role}" for role in PARAMETER_ROLES),
 )
 MAC_KEYS = (*GEMMS, *SUMS)
 # Named by the definitions, computed in float32 as yet: a plan that sets them is refused, never quietly ignored.
-NOT_EMULATED = ("statistics", "loss", "accumulate_grad")
+NOT_EMULATED = ("statistics", "accumulate_grad")
 
 
 @dataclass(frozen=True)
@@ -121,13 +128,27 @@ class LayerPrecision:
         self.rule = rule
         casts = {key: None if is_float32(cast.format) else cast for key, cast in rule.casts.items()}
         self._casts = {("", role): casts.get(role) for role in (*OPERAND_ROLES, *STORED_ROLES)}
-        self._casts |= {(g, r): casts.get(f"{g}.{r}", casts.get(r)) for g in GEMMS for r in OPERAND_ROLES}
+        self._casts |= {(g, r): self._named(casts, g, r) for g in GEMMS for r in OPERAND_ROLES}
+        self._casts |= {("bias", r): self._named(casts, "bias", r) for r in PARAMETER_ROLES}
+        self._casts |= {("loss", p): casts.get(f"loss.{p}", casts.get("loss")) for p in LOSS_PARTS}
+        own_sums = "reduce" in rule.macs and not isinstance(rule.macs["reduce"].order, Native)
+        self.names_loss = any(key.partition(".")[0] == "loss" for key in casts)
+        self.emulates_loss = self.names_loss or own_sums  # else softmax and losses are torch's, in float32
         self._macs = {key: rule.macs.get(key, FLOAT32_SUM) for key in MAC_KEYS}
         self._formats = {gemm: self._formats_of(gemm) for gemm in GEMMS}
 
-    def cast(self, role: str, gemm: str = "") -> Cast | None:
-        """Return how a tensor in this role is stored, or read by this GEMM; None means float32, as it is."""
-        return self._casts[gemm, role]
+    def cast(self, role: str, where: str = "") -> Cast | None:
+        """Return how a tensor in this role is stored, or read by the GEMM `where`; None means float32, as it is.
+
+        For what belongs to a bias (its gradient, its states, itself) `where` is ``bias``.
+        """
+        return self._casts[where, role]
+
+    @staticmethod
+    def _named(casts: Mapping[str, Cast | None], where: str, role: str) -> Cast | None:
+        """Return the cast of ``where.role`` if the rule names it, else that of the role."""
+        named = f"{where}.{role}"
+        return casts[named] if named in casts else casts.get(role)
 
     def operand_formats(self, gemm: str) -> tuple[NumberFormat | None, NumberFormat | None]:
         """Return the formats in which a GEMM reads its two operands, where a format holds for each value by itself."""
@@ -297,6 +318,11 @@ def check_keys(field_name: str, given: Mapping[str, object], allowed: tuple[str,
             near = get_close_matches(key, allowed, 1)
             hint = f". Did you mean {near[0]!r}?" if near else ""
             raise SpecError(f"{field_name}.{key}: unknown, expected one of {', '.join(allowed)}{hint}")
+
+
+def is_bias(path: str) -> bool:
+    """Return whether the parameter at this path is a bias: ``fc1.bias``, an LSTM's ``bias_ih_l0``, ``in_proj_bias``."""
+    return "bias" in path.rpartition(".")[2]
 
 
 @cache

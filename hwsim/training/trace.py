@@ -21,6 +21,7 @@ from hwsim.errors import SpecError
 from hwsim.training.plan import PrecisionPlan
 from hwsim.training.recipe import Recipe
 from hwsim.training.recorder import FunctionCall, GemmCall, Recorder
+from hwsim.training.softmax import EMULATED as SOFTMAX
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.vector_work import UPDATES, work_of
 from hwsim.workload import Gemm, Op, OpKind, Phase, Selection, Tensor, Workload
@@ -265,8 +266,9 @@ class _Graph:
         wanted = [name for name in call.inputs if self.record.tensors[name].requires_grad]
         if not wanted or not (arriving or call.is_loss):
             return
-        cast = call.precision.cast("activation_gradient")
-        number = _format(cast)
+        in_loss = call.precision.names_loss and call.name in SOFTMAX
+        role = ("gradient", "loss") if in_loss else ("activation_gradient",)
+        number = _format(call.precision.cast(*role))
         if call.kind == "selecting" and arriving:
             number = self.tensors[arriving[0]].format
         source = call.outputs if call.name.rstrip("_") in SAVES_OUTPUT else call.inputs

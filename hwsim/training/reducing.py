@@ -1,0 +1,40 @@
+"""Functions built on sums: ours where the plan names their formats or their sums, else torch's in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hwsim.errors import UnsupportedError
+from hwsim.training import softmax
+from hwsim.training.elementwise import computed
+from hwsim.training.step import Site
+
+
+def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one function of `functions.REDUCING`.
+
+    Raises UnsupportedError for a loss that is not emulated where the plan names `loss`, unless the plan allows float32.
+    """
+    precision = site.precision
+    if precision.emulates_loss and name in softmax.EMULATED:
+        ours = partial(softmax.EMULATED[name], site)
+        return ours(*args, **kwargs) if precision.names_loss else computed(site, ours, args, kwargs)
+    if precision.names_loss and is_loss(name):
+        _refuse_unless_allowed(site, name, "loss")
+    return computed(site, function, args, kwargs)
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a torch function of this name is a loss."""
+    return name.endswith("_loss") or "entropy" in name or name in ("kl_div", "nll_loss_nd")
+
+
+def _refuse_unless_allowed(site: Site, name: str, setting: str) -> None:
+    if site.step.plan.uncovered == "error":
+        raise UnsupportedError(
+            f"layer {site.layer!r}: torch function {name!r} is not emulated in the plan's {setting}; leave {setting} "
+            "out of this layer's rule, or set uncovered: float32 in the plan to run it as torch does"
+        )
+    site.step.uncovered.add(name)

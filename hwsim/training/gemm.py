@@ -108,8 +108,11 @@ def add_bias(sums: Tensor, bias: Tensor, site: Site, gemm: str = "output") -> Te
 
 
 def store(x: Tensor, site: Site, role: str, gemm: str = "", mac: MacSpec | None = None) -> Tensor:
-    """Return x as it is stored in this role; a GEMM's own sums (`mac`) already in that format pass as they are."""
-    cast = site.precision.cast(role)
+    """Return x as it is stored in this role; a GEMM's own sums (`mac`) already in that format pass as they are.
+
+    What `reduce` sums up is the gradient of a bias.
+    """
+    cast = site.precision.cast(role, "bias" if gemm == "reduce" else "")
     if cast is None:
         return x
     if mac is not None:

@@ -23,7 +23,7 @@ from hwsim import kernels
 from hwsim.arithmetic.storage import Cast
 from hwsim.kernels import backends
 from hwsim.kernels.random_bits import stream
-from hwsim.training.plan import LayerPrecision, LossScale, PrecisionPlan
+from hwsim.training.plan import LayerPrecision, LossScale, PrecisionPlan, is_bias
 from hwsim.training.recipe import Recipe
 from hwsim.training.rounded_sum import add_rounded
 
@@ -40,6 +40,10 @@ class ParameterState:
     parameter: nn.Parameter
     precision: LayerPrecision
     states: dict[str, Tensor] = field(default_factory=dict)
+
+    def cast(self, role: str) -> Cast | None:
+        """Return how the parameter, or a state of it, is stored; None means float32."""
+        return self.precision.cast(role, "bias" if is_bias(self.path) else "")
 
 
 class Optimizer:
@@ -64,7 +68,7 @@ class Optimizer:
                 n: torch.zeros_like(part.parameter) for n in names.get(recipe.optimizer, ("moment1", "moment2"))
             }
             part.states = {n: s.detach() for n, s in part.states.items()}
-            if part.precision.cast("compensation") is not None:
+            if part.cast("compensation") is not None:
                 part.states["compensation"] = torch.zeros_like(part.parameter).detach()
             self._store_initial(part)
 
@@ -103,7 +107,7 @@ class Optimizer:
 
     def _store_initial(self, part: ParameterState) -> None:
         """Put the initial weights into their stored format."""
-        cast = part.precision.cast("master_weight")
+        cast = part.cast("master_weight")
         if cast is not None:
             with torch.no_grad():
                 part.parameter.copy_(_rounded(part.parameter.detach(), cast, self._stream(part, "initial")))
@@ -150,7 +154,7 @@ class Optimizer:
 
     def _keep(self, part: ParameterState, name: str, value: Tensor) -> Tensor:
         """Store a new state in its format and return it as stored; in float32, subnormal ones become 0."""
-        cast = part.precision.cast("optimizer_state")
+        cast = part.cast("optimizer_state")
         if cast is None:
             value = torch.where(value.abs() < SMALLEST_NORMAL, 0.0, value)
         part.states[name].copy_(value if cast is None else _rounded(value, cast, self._stream(part, name)))
@@ -158,8 +162,8 @@ class Optimizer:
 
     def _add(self, part: ParameterState, weight: Tensor, step: Tensor, stage: str) -> None:
         """Add a step to the weight, in place: exactly, then rounded once into the weight's format."""
-        cast = part.precision.cast("master_weight")
-        finer = part.precision.cast("compensation")
+        cast = part.cast("master_weight")
+        finer = part.cast("compensation")
         if finer is not None:
             step = step + part.states["compensation"]
         new = add_rounded(weight, step, cast, self._stream(part, stage) if cast and cast.rounding.stochastic else 0)
@@ -171,7 +175,7 @@ class Optimizer:
     def _fuses(self, part: ParameterState, gradient: Tensor) -> bool:
         roles = ("master_weight", "optimizer_state", "compensation")
         on_cpu = gradient.device.type == "cpu" and backends.forced() in (None, "numba")
-        return on_cpu and all(part.precision.cast(role) is None for role in roles)
+        return on_cpu and all(part.cast(role) is None for role in roles)
 
     def _apply_fused(self, part: ParameterState, weight: Tensor, gradient: Tensor, rate: float) -> None:
         from hwsim.kernels.numba_cpu import update

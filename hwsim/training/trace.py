@@ -18,7 +18,7 @@ from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import BlockScaled, NumberFormat
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
-from hwsim.training.plan import PrecisionPlan
+from hwsim.training.plan import PrecisionPlan, is_bias
 from hwsim.training.recipe import Recipe
 from hwsim.training.recorder import FunctionCall, GemmCall, Recorder
 from hwsim.training.softmax import EMULATED as SOFTMAX
@@ -121,7 +121,8 @@ class _Graph:
             seen = self.record.tensors[name]
             stored = seen.cast
             if seen.role in ("weight", "bias"):
-                stored = self.plan.layer(_layer_of(name)).cast("master_weight")
+                where = "bias" if is_bias(name) else ""
+                stored = self.plan.layer(_layer_of(name)).cast("master_weight", where)
             self.tensors[name] = Tensor(
                 name,
                 seen.role,
@@ -297,7 +298,7 @@ class _Graph:
         self._note_density(gradient, call.output)
         precision, layer = call.precision, call.layer
         if call.bias is not None and call.wants[2]:
-            number = _format(precision.cast("weight_gradient"))
+            number = _format(precision.cast("weight_gradient", "bias"))
             bias_gradient = self._gradient_part(call.bias, number, call.id)
             self.op(
                 f"{call.id}.grad_bias",
@@ -451,13 +452,14 @@ class _Graph:
             gradient = self.gradient_of(name)
             assert gradient is not None
             weight, layer = self.tensors[name], _layer_of(name)
-            precision = self.plan.layer(layer)
-            number = _format(precision.cast("optimizer_state"))
+            precision, where = self.plan.layer(layer), "bias" if is_bias(name) else ""
+            number = _format(precision.cast("optimizer_state", where))
             states = [
                 self.define(f"{name}.{state}", "optimizer_state", weight.shape, number, True) for state in STATES[rule]
             ]
-            if precision.cast("compensation") is not None:
-                finer = _format(precision.cast("compensation"))
+            compensation = precision.cast("compensation", where)
+            if compensation is not None:
+                finer = _format(compensation)
                 states.append(self.define(f"{name}.compensation", "optimizer_state", weight.shape, finer, True))
             work = dict(UPDATES[rule])
             if self.recipe.weight_decay:

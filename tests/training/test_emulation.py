@@ -401,3 +401,16 @@ def test_kernels_that_use_blas_where_it_is_exact_are_no_escape(operand, accumula
     context.audit = False
     assert all(torch.equal(a, b) for a, b in zip(watched, gradients(network, x, context)[1], strict=True))
     assert not context.auditor.escaped
+
+
+def test_the_gradient_of_a_bias_may_have_a_format_of_its_own():
+    casts = {"weight_gradient": "fixed8.7", "bias.weight_gradient": "float32"}
+    found = []
+    for kept in (casts, {"weight_gradient": "fixed8.7"}):
+        for net, shape in ((nn.Linear(6, 3), (5, 6)), (nn.Conv2d(2, 3, 3), (5, 2, 6, 6))):
+            torch.manual_seed(1)
+            with hwsim.emulate(net, PrecisionPlan("bias", (Rule("*", kept),))):
+                (net(torch.randn(shape)) * 0.01371).sum().backward()
+            assert torch.equal(net.weight.grad, hwsim.quantize(net.weight.grad, "fixed8.7"))
+            found.append(torch.equal(net.bias.grad, hwsim.quantize(net.bias.grad, "fixed8.7")))
+    assert found == [False, False, True, True]

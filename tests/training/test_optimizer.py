@@ -125,6 +125,20 @@ def test_small_updates_vanish_without_compensation_and_add_up_with_it():
     assert ends["finer grid"] == pytest.approx(0.5 - 0.064, abs=2**-6)
 
 
+def test_biases_may_have_formats_of_their_own():
+    net = layer()
+    casts = {"master_weight": "fixed6.5", "compensation": "fixed12.16", "weight_gradient": "fixed8.7"}
+    own = {"bias.master_weight": "float32", "bias.compensation": "float32"}
+    optimizer = Optimizer(net, PrecisionPlan("own", (Rule("*", {**casts, **own}),)), RECIPES["sgd"])
+    states = {part.path: set(part.states) for part in optimizer.parameters}
+    assert states == {"weight": {"compensation"}, "bias": set()}
+    weight, bias = steps(net, lambda: optimizer.update(0.1))
+    assert torch.equal(weight, hwsim.quantize(weight, "fixed6.5"))
+    assert not torch.equal(bias, hwsim.quantize(bias, "fixed6.5"))
+    same = Optimizer(layer(), PrecisionPlan("same", (Rule("*", casts),)), RECIPES["sgd"])  # the plain name is for both
+    assert all("compensation" in part.states for part in same.parameters)
+
+
 def test_dynamic_loss_scale_skips_and_halves_then_grows():
     net = layer()
     plan = FLOAT32.with_loss_scale(4.0, dynamic=True)

@@ -192,6 +192,8 @@ class Experiment(Spec):
     """The configuration that the others are compared with; the first one unless named."""
     target_accuracy: Share | None = None
     """Dev accuracy that "to the target" means; one point under the baseline's mean dev accuracy unless stated."""
+    profile: bool = False
+    """Whether each trial records at some steps what the numbers do in every layer."""
 
     _folder: Path | None = PrivateAttr(default=None)
 

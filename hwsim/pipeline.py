@@ -158,6 +158,7 @@ def _trial_key(experiment: Experiment, point: Point, seed: int, data: Dataset) -
         plan=repr(point.plan),
         sparse=repr(point.sparse),
         seed=seed,
+        **({"profile": True} if experiment.profile else {}),  # off, it leaves the keys as they are
     )
 
 
@@ -216,6 +217,7 @@ def _train(experiment: Experiment, trial: Trial, data: Dataset, paths: Paths, he
         out=paths.folder / "trials" / f"{trial.key}.checkpoint",
         resume=paths.resume,
         progress=tell,
+        profile=experiment.profile,
     )
     arrays = _write_workload(result.workload, paths.folder, trial.key)
     record = TrialRecord(key=trial.key, configuration=point.name, training=result.summary, arrays=arrays)

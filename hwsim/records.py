@@ -46,7 +46,7 @@ class TrialRecord(Spec):
     """Hash of all that determines this trial."""
     configuration: str
     training: TrainingSummary
-    """What training found: accuracies, curves, counters, hashes."""
+    """What training found: accuracies, curves, profile, hashes."""
     arrays: dict[str, str] = Field(default_factory=dict)
     """Files beside the record, by what they hold; names relative to the results' folder."""
 

@@ -16,6 +16,7 @@ READING = {"errors", "document", "spec", "spec_errors"}
 NUMBERS = {"errors", "arithmetic"}
 PLANS = {"training.plan", "training.plan_file", "training.presets", "training.recipe", "training.sparse"}
 RECORDS = {"expected", "records", "results", "section", "summary"}
+PROFILE = {"training.profile", "advice"}  # plain data, and what follows from it
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "document": {"errors"},
@@ -37,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "catalog": READING | {"experiment", "hardware", "data"},
     "provenance": {"__version__"},
-    "report": READING | RECORDS,
+    "advice": NUMBERS | {"training.profile"},
+    "report": READING | RECORDS | PROFILE,
     "accumulation": {"errors", "arithmetic", "hardware", "simulation.gemm_work", "training.plan"},
     "pipeline": NUMBERS
     | READING
@@ -68,7 +70,7 @@ DOORS = {
 TORCH_FREE = (
     "arithmetic/", "hardware/", "simulation/", "report/", "errors.py", "document.py", "spec.py", "spec_errors.py",
     "workload.py", "experiment.py", "records.py", "results.py", "section.py", "summary.py", "training/plan.py",
-    "training/plan_file.py", "training/presets.py", "training/recipe.py", "training/sparse.py", "training/result.py",
+    "training/plan_file.py", "training/presets.py", "training/profile.py", "advice.py", "training/recipe.py", "training/sparse.py", "training/result.py",
 )  # fmt: skip
 MAY_HOLD_CODE = {"__init__.py", "kernels/__init__.py"}
 

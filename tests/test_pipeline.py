@@ -231,3 +231,33 @@ def test_interrupting_the_command_exits_with_130_and_says_how_to_go_on(tmp_path:
     assert process.returncode == 130, errors
     assert "finish with: hwsim run long.yaml --resume" in errors
     assert "Traceback" not in errors
+
+
+def test_a_profile_goes_into_the_results_and_nowhere_else(finished: tuple[Path, Results], tmp_path: Path) -> None:
+    folder, plain = finished
+    text = TEXT.replace("baseline: dense", "baseline: dense\nprofile: true").replace("seeds: [0, 1]", "seeds: [0]")
+    profiled = hwsim.run(experiment(text), tmp_path, only="train")
+    read = Results.read(tmp_path)
+    without = {(t.configuration, t.seed): t for t in plain.trials}
+    assert len(read.trials) == 3
+    for trial in read.trials:
+        other = without[trial.configuration, trial.seed]
+        assert trial.training.profile is not None and trial.training.profile.gradients
+        assert trial.training.hashes == other.training.hashes
+        assert trial.key != other.key and other.training.profile is None
+    assert read == profiled
+    assert not any("profile" in path.read_text() and '"tensors"' in path.read_text() for path in folder.rglob("*.json"))
+
+
+def test_results_from_before_profiles_are_read() -> None:
+    from hwsim.spec import from_plain, to_plain
+    from hwsim.training.loop import train
+    from hwsim.training.recipe import Recipe
+    from hwsim.training.result import TrainingSummary
+
+    recipe = Recipe(batch=64, epochs=1, train_examples=64, evaluate_examples=10, recorded_steps=1)
+    summary = train(hwsim.load_model("mlp_digits"), recipe=recipe).summary
+    old = {**to_plain(summary), "counters": {}}
+    assert from_plain(old, TrainingSummary) == summary
+    with pytest.raises(SpecError, match="counters"):
+        from_plain({**old, "counters": {"fc1": {"swamped": 1.0}}}, TrainingSummary)

@@ -134,7 +134,7 @@ class _Page:
             figures.training_curves(results, "dev_accuracy", "dev accuracy", percent=True),
             figures.training_curves(results, "train_loss", "training loss", percent=False),
         ]
-        self._add_figures("training", "Training", "How training went", curves, tables.events(results))
+        self._add_figures("training", "Training", "How training went", curves)
         kept = [figures.kept_shares(results)]
         self._add_figures("sparsity", "Kept", "What top-k keeps", kept, tables.kept_positions(results))
         if results.simulations:

@@ -273,23 +273,6 @@ def kept_positions(results: Results) -> list[Table]:
     return [Table(title="Kept positions", columns=columns, rows=rows, note=note)]
 
 
-def events(results: Results) -> list[Table]:
-    """Arithmetic events (overflow, underflow, swamped adds) by configuration and place, as means over seeds."""
-    rows: list[list[Cell]] = []
-    names = sorted({name for trial in results.trials for events in trial.training.counters.values() for name in events})
-    for configuration in results.configurations:
-        trials = [trial.training for trial in results.trials if trial.configuration == configuration.name]
-        for place in dict.fromkeys(place for trial in trials for place in trial.counters):
-            found = [trial.counters[place] for trial in trials if place in trial.counters]
-            means = [_mean_of(events.get(name) for events in found) for name in names]
-            rows.append([configuration.name, place, *means])
-    if not rows:
-        return []
-    columns = [Column(name="configuration"), Column(name="place")]
-    columns += [Column(name=name.replace("_", " "), kind="number") for name in names]
-    return [Table(title="What the numbers did", columns=columns, rows=rows, note="Means over seeds.")]
-
-
 def notes(results: Results) -> list[str]:
     """What the simulator wants said, each once, with whom it concerns."""
     said: dict[str, list[str]] = {}

@@ -19,6 +19,7 @@ from hwsim.arithmetic.mac import Native
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
 from hwsim.training.conv_selection import ThinnedMaps, thin_maps
+from hwsim.training.convolution_sums import note_grad_input, note_grad_weight, note_output
 from hwsim.training.gemm import add_bias, is_random, multiply, read, read_along, same_reading, store, sum_rows
 from hwsim.training.linear import refuse_double_backward
 from hwsim.training.step import Site
@@ -86,6 +87,8 @@ def output(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site:
     if not blocks and has_kernels(x):
         weight_read = weight_read.reshape(weight.shape)
         bias_read = None if bias is None else read(bias, site, "bias", gemm)
+        if site.step.profiler is not None:
+            note_output(x_read, weight_read, window, site)
         y = site.step.auditor.run(
             kernels.conv_output, x_read, weight_read, bias=bias_read, **settings(window, site, gemm)
         )
@@ -117,6 +120,9 @@ def grad_input(
         return store(product, site, "activation_gradient", gemm, mac)
     if not blocks and has_kernels(g):
         arguments = settings(window, site, gemm)
+        if site.step.profiler is not None:
+            spread, turned = spread_out(g, shape, w.shape[2:], window)
+            note_grad_input(spread, w, turned, site)
         product = site.step.auditor.run(kernels.conv_grad_input, g, w, tuple(shape), **arguments).float()
         return store(product, site, "activation_gradient", gemm, mac)
     spread, turned = spread_out(g, shape, w.shape[2:], window)
@@ -148,6 +154,8 @@ def grad_weight(
         product = site.step.auditor.run(lambda a, b: conv2d_weight(a, kept_shape, b, *options), source, g)
     elif not blocks and has_kernels(g):
         arguments = settings(window, site, gemm)
+        if site.step.profiler is not None:
+            note_grad_weight(g, source, kept_shape, window, site)
         product = site.step.auditor.run(kernels.conv_grad_weight, g, source, tuple(kept_shape), **arguments).float()
     else:
         columns = unfold(source, shape[2:], window).transpose(1, 2).flatten(0, 1)  # n oh ow, c kh kw

@@ -66,6 +66,8 @@ def cast_tensor(x: Tensor, cast: Cast, site: Site, gemm: str, stage: str) -> Ten
     """Return x in the values of `cast`, as float32."""
     stream = site.stream(gemm, stage) if cast.rounding.stochastic else 0
     result: Tensor = kernels.cast(x.detach(), cast, stream=stream)
+    if site.step.profiler is not None:
+        site.step.profiler.cast(x, result, cast, site.layer, gemm, stage)
     return result if result.dtype == torch.float32 else result.float()
 
 
@@ -94,6 +96,8 @@ def multiply(
         stream = site.stream(gemm, "sum")
     else:
         k_positions = None
+    if site.step.profiler is not None:
+        site.step.profiler.sums(a, b, mac, site, gemm, stream, formats, k_positions)
     result = site.step.auditor.run(
         kernels.matmul, a, b, mac, bias=bias, stream=stream, formats=formats, k_positions=k_positions
     )
@@ -129,6 +133,8 @@ def sum_rows(x: Tensor, site: Site) -> Tensor:
         return x.sum(0)
     ones = torch.ones(1, len(x), dtype=x.dtype, device=x.device)
     stream = site.stream("reduce", "sum") if mac.rounding.stochastic else 0
+    if site.step.profiler is not None:
+        site.step.profiler.sums(ones, x, mac, site, "reduce", stream)
     result = site.step.auditor.run(kernels.matmul, ones, x, mac, stream=stream)
     return result.reshape(-1).float()
 

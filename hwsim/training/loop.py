@@ -18,6 +18,7 @@ from torch.nn import functional
 from hwsim.data.dataset import Dataset, Split, load
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import backends
+from hwsim.spec import from_plain, to_plain
 from hwsim.training.augment import augment
 from hwsim.training.checkpoint import load_checkpoint, save_checkpoint
 from hwsim.training.emulation import Emulation, emulate
@@ -25,6 +26,8 @@ from hwsim.training.initial import draw_initial_weights
 from hwsim.training.optimizer import Optimizer
 from hwsim.training.plan import PrecisionPlan
 from hwsim.training.presets import parse_plan
+from hwsim.training.profile import Profile
+from hwsim.training.profiler import STEPS, Comparison, Profiler
 from hwsim.training.recipe import Recipe
 from hwsim.training.recorder import Recorder
 from hwsim.training.result import TrainingResult, TrainingSummary
@@ -39,10 +42,10 @@ from hwsim.workload_file import load_workload, save_workload
 EVALUATION_BATCH = 500
 CHECKPOINT_SECONDS = 120.0
 PROGRESS_STEPS = 64
+AUDIT_STEPS = 64  # how often the auditor watches a step in which nothing new is called
 SMALL_STEP = 2**28  # products of a network's linear layers in one pass over a batch
 
 Progress = Callable[[float, str], None]
-AUDIT_STEPS = 64  # how often the auditor watches a step in which nothing new is called
 """Called with the share of training done, and a note such as the epoch's dev accuracy."""
 
 
@@ -58,6 +61,7 @@ def train(
     progress: Progress | None = None,
     initialize: bool = True,
     data_dir: Path | str | None = None,
+    profile: bool = False,
 ) -> TrainingResult:
     """Train `model`, in place, in the plan's arithmetic and return what was found.
 
@@ -73,13 +77,14 @@ def train(
         progress: called now and then with the share done and a note.
         initialize: draw the initial weights from the seed; False goes on from the weights as they are.
         data_dir: folder of the data sets, for `data` by name.
+        profile: record at some steps what the numbers do in every layer (docs/profiler.md); changes no result.
 
     Raises:
         SpecError: the plan, the data or the network do not fit together.
         UnsupportedError: something the network does cannot be emulated.
     """
     dataset = load(data, data_dir) if isinstance(data, str) else data
-    run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress)
+    run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile)
     if initialize:
         draw_initial_weights(model, seed)
     with _torch_threads(1 if _is_small(model, run.recipe) else torch.get_num_threads()):
@@ -120,6 +125,7 @@ class _Run:
         recipe: Recipe,
         out: Path | str | None,
         progress: Progress | None,
+        profile: bool = False,
     ) -> None:
         self.model, self.plan, self.data, self.sparse, self.seed, self.recipe = model, plan, data, sparse, seed, recipe
         self.checkpoint = None if out is None else Path(out)
@@ -127,6 +133,7 @@ class _Run:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.train_split = data.train.head(recipe.train_examples)
         self.emulation: Emulation = emulate(model, plan, sparse, seed)
+        self.emulation.audit_every = AUDIT_STEPS
         self.state = _State()
         self.workloads: list[Workload] = []
         full = len(self.train_split) // recipe.batch
@@ -134,9 +141,10 @@ class _Run:
             raise SpecError(
                 f"batch: got {recipe.batch}, expected at most the {len(self.train_split)} training examples"
             )
-        self.emulation.audit_every = AUDIT_STEPS
         self.steps_per_epoch = math.ceil(len(self.train_split) / recipe.batch)
         self.to_record = _spread(recipe.recorded_steps, recipe.epochs, self.steps_per_epoch, full)
+        self.to_profile = _spread(STEPS, recipe.epochs, self.steps_per_epoch, full) if profile else ()
+        self.profile = Profile()
         self.inputs = torch.from_numpy(self.train_split.inputs)
         self.targets = torch.from_numpy(self.train_split.targets)
 
@@ -210,28 +218,48 @@ class _Run:
         emulation.begin(state.number, state.epoch)
         recorder = self._recorder(len(targets))
         emulation.step.recorder = recorder
-        total = 0.0
+        profiler = Profiler(state.number) if state.number in self.to_profile else None
+        emulation.step.profiler = self.optimizer.profiler = profiler
+        reference = None if profiler is None else self._reference()
         parts = recipe.micro_batches if len(targets) == recipe.batch else 1
         try:
-            with emulation:
-                for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-                    loss = self._loss(self.model(x), y)
-                    total += float(loss.detach())
-                    factor = self.optimizer.loss_scale.factor
-                    factor /= parts if recipe.loss == "mean" else 1
-                    loss.backward(gradient=torch.tensor(factor, device=self.device))
+            total = self._backward(emulation, inputs, targets, parts, self.optimizer.loss_scale.factor)
         except UnsupportedError as error:
             raise UnsupportedError(f"{type(self.model).__name__}: {error}") from None
         finally:
-            emulation.step.recorder = None
+            emulation.step.recorder = emulation.step.profiler = None
         if recorder is not None:
             self._note(recorder)
+        if profiler is not None and reference is not None:
+            comparison, float32 = reference
+            factor = self.optimizer.loss_scale.factor  # memorized backprop remembers gradients that carry it
+            profiler.gradients(*comparison.run(lambda: self._backward(float32, inputs, targets, parts, factor)))
         self.optimizer.update(rate)
+        if profiler is not None:
+            self.profile, self.optimizer.profiler = self.profile.and_then(profiler.profile()), None
         return total / (parts if recipe.loss == "mean" else 1)
 
-    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def _backward(self, emulation: Emulation, inputs: Tensor, targets: Tensor, parts: int, factor: float) -> float:
+        """Run forward and backward under `emulation` with the loss times `factor`; return the sum of the losses."""
+        total = 0.0
+        with emulation:
+            for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+                loss = self._loss(self.model(x), y, emulation)
+                total += float(loss.detach())
+                share = factor / (parts if self.recipe.loss == "mean" else 1)
+                loss.backward(gradient=torch.tensor(share, device=self.device))
+        return total
+
+    def _reference(self) -> tuple[Comparison, Emulation]:
+        """Return what a profiled step needs to be repeated in float32: the model as it is now, and an emulation."""
+        emulation = emulate(self.model, "float32", self.sparse, self.seed)
+        emulation.begin(self.state.number, self.state.epoch)
+        emulation.step.memories = {name: memory.clone() for name, memory in self.emulation.step.memories.items()}
+        return Comparison(self.model), emulation
+
+    def _loss(self, scores: Tensor, targets: Tensor, emulation: Emulation) -> Tensor:
         """Return the cross-entropy of scores (..., classes); targets of -1 do not count."""
-        with self.emulation.at("loss"):
+        with emulation.at("loss"):
             flat = scores.reshape(-1, scores.shape[-1])
             return functional.cross_entropy(flat, targets.reshape(-1), reduction=self.recipe.loss, ignore_index=-1)
 
@@ -297,7 +325,14 @@ class _Run:
 
     def _identity(self) -> str:
         """Return what a checkpoint must agree with to be gone on from."""
-        parts = (repr(self.plan), repr(self.sparse), repr(self.recipe), self.seed, self.data.sha256)
+        parts = (
+            repr(self.plan),
+            repr(self.sparse),
+            repr(self.recipe),
+            self.seed,
+            self.data.sha256,
+            bool(self.to_profile),
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _save(self) -> None:
@@ -318,6 +353,7 @@ class _Run:
             "recorded": recorded,
             "magnitudes": self.emulation.step.magnitudes,
             "uncovered": sorted(self.emulation.step.uncovered),
+            "profile": to_plain(self.profile) if self.to_profile else None,
         }
         save_checkpoint(self.checkpoint, self._tensors(), plain)
         for old in self.checkpoint.parent.glob(f"{self.checkpoint.name}.step*"):
@@ -336,6 +372,8 @@ class _Run:
         self.optimizer.loss_scale.factor, self.optimizer.loss_scale.good = plain["loss_scale"]
         self.emulation.step.uncovered.update(plain["uncovered"])
         self.emulation.step.magnitudes = plain["magnitudes"]
+        if plain.get("profile") is not None:
+            self.profile = from_plain(plain["profile"], Profile)
         if plain["recorded"]:
             self.workloads = split_workload(load_workload(self.checkpoint.with_name(plain["recorded"])))
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -376,6 +414,7 @@ class _Run:
             uncovered=tuple(sorted(self.emulation.step.uncovered | self.emulation.auditor.escaped)),
             parameters=sum(p.numel() for p in self.model.parameters()),
             units=self.simplifier.units if self.simplifier else {},
+            profile=self.profile if self.to_profile else None,
             average_dimension=curves["average_dimension"][selected]
             if self.simplifier and selected is not None
             else None,

@@ -24,6 +24,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.kernels import backends
 from hwsim.kernels.random_bits import stream
 from hwsim.training.plan import LayerPrecision, LossScale, PrecisionPlan, is_bias
+from hwsim.training.profiler import Profiler
 from hwsim.training.recipe import Recipe
 from hwsim.training.rounded_sum import add_rounded
 
@@ -56,6 +57,7 @@ class Optimizer:
         self.recipe = recipe
         self.seed = seed
         self.updates = 0
+        self.profiler: Profiler | None = None  # set in steps that are profiled
         self.loss_scale = ScaleKeeper(plan.loss_scale)
         self.parameters = [
             ParameterState(path, p, plan.layer(path.rpartition(".")[0]))
@@ -158,6 +160,8 @@ class Optimizer:
         if cast is None:
             value = torch.where(value.abs() < SMALLEST_NORMAL, 0.0, value)
         part.states[name].copy_(value if cast is None else _rounded(value, cast, self._stream(part, name)))
+        if self.profiler is not None and cast is not None:
+            self.profiler.cast(value, part.states[name], cast, part.path, "update", name)
         return part.states[name]
 
     def _add(self, part: ParameterState, weight: Tensor, step: Tensor, stage: str) -> None:
@@ -167,6 +171,8 @@ class Optimizer:
         if finer is not None:
             step = step + part.states["compensation"]
         new = add_rounded(weight, step, cast, self._stream(part, stage) if cast and cast.rounding.stochastic else 0)
+        if self.profiler is not None:
+            self.profiler.update(part.path, weight, step, new, cast, finer is not None)
         if finer is not None:
             rest = step.double() - (new.double() - weight.double())
             part.states["compensation"].copy_(_rounded(rest, finer, self._stream(part, "compensation")))

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hwsim.spec import Spec
+from hwsim.training.profile import Profile
 from hwsim.workload import Workload
 
 
@@ -55,8 +56,8 @@ class TrainingSummary(Spec):
     hashes: dict[str, str]
     """sha256 of the data, the initial weights and the final weights."""
     sparsity: tuple[LayerSparsity, ...] = ()
-    counters: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Arithmetic events by place, when the run was profiled."""
+    profile: Profile | None = None
+    """What the numbers did at some steps, when the run was profiled."""
     uncovered: tuple[str, ...] = ()
     """Functions that ran as torch does, because the plan allows it."""
     parameters: int = 0
@@ -64,6 +65,8 @@ class TrainingSummary(Spec):
     """Units left at the end in each layer that `simplify` could remove some from."""
     average_dimension: float | None = None
     """Mean number of units left in those layers at the selected epoch."""
+    counters: dict[str, float] = Field(default_factory=dict, max_length=0, exclude=True, repr=False)
+    """An entry of files from before `profile`, which nothing ever filled."""
 
 
 class TrainingResult:

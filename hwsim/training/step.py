@@ -13,6 +13,7 @@ from hwsim.training.sparse import SparseBackprop
 
 if TYPE_CHECKING:
     from hwsim.training.audit import Auditor
+    from hwsim.training.profiler import Profiler
     from hwsim.training.recorder import Recorder
     from hwsim.training.simplify import Simplifier
 
@@ -29,6 +30,7 @@ class Step:
     epoch: int = 0
     domain: str = "train"  # or "evaluate": its random bits are drawn apart
     recorder: Recorder | None = None  # set in steps that are recorded
+    profiler: Profiler | None = None  # set in steps that are profiled
     simplifier: Simplifier | None = None  # set in runs that remove hidden units
     output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer

@@ -148,7 +148,6 @@ def make_training(configuration, seed, epochs=8):
         backends=("numba",),
         hashes={"data": "0" * 64},
         sparsity=sparsity,
-        counters={"fc2.grad_weight": {"swamped": 120.0 * seed, "underflow": 3.0}} if "fp8" in configuration else {},
     )
 
 

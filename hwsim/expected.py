@@ -43,7 +43,8 @@ from hwsim.section import Axis, Cell, Column, Figure, Section, Series, Table
 from hwsim.spec import Spec, field_problem, load_yaml
 from hwsim.summary import CostRow, Gain, Spread, is_backward_gemm
 
-Verdict = Literal["confirmed", "within noise", "not confirmed", "not comparable"]
+Verdict = Literal["confirmed", "within noise", "not confirmed", "not comparable", "quick"]
+"""quick: not judged, because the results are those of a quick run."""
 Quantity = Literal[
     "test_accuracy",
     "dev_accuracy",
@@ -172,7 +173,8 @@ def judge(expected: Expected, results: Results) -> tuple[Judgement, ...]:
     Raises:
         SpecError: a claim names a configuration or an accelerator that the experiment does not have.
     """
-    expected.check_names([c.name for c in results.configurations], [machine.name for machine in results.machines])
+    if not results.quick:  # whose quick form leaves out some
+        expected.check_names([c.name for c in results.configurations], [machine.name for machine in results.machines])
     return tuple(_judge(claim, results) for claim in expected.claims)
 
 
@@ -187,7 +189,7 @@ def compare(interval: tuple[float, float], allowed: tuple[float, float]) -> Verd
 def overall(judgements: Sequence[Judgement]) -> Verdict:
     """A study's verdict: the worst of its comparable claims."""
     found = {judgement.verdict for judgement in judgements}
-    worst_first: tuple[Verdict, ...] = ("not confirmed", "within noise", "confirmed")
+    worst_first: tuple[Verdict, ...] = ("quick", "not confirmed", "within noise", "confirmed")
     return next((verdict for verdict in worst_first if verdict in found), "not comparable")
 
 
@@ -211,6 +213,8 @@ def study_line(folder: Path | str) -> tuple[str, str]:
     if not (place / "results.json").is_file():
         return claim, "not run yet"
     results = Results.read(place / "results.json")
+    if results.quick:
+        return claim, "quick run only, nothing judged"
     if expected:
         return claim, tally(judge(expected, results))
     stated = Counter(section.verdict for section in results.sections if section.verdict)
@@ -253,6 +257,8 @@ def _judge(claim: Claim, results: Results) -> Judgement:
     ours = _ours(claim, results)
     if claim.not_comparable:
         return Judgement(claim, ours, noisy, "not comparable", claim.not_comparable)
+    if results.quick:
+        return Judgement(claim, ours, noisy, "quick", "a quick run judges nothing")
     if ours is None:
         return Judgement(claim, ours, noisy, "not comparable", _why_missing(claim, results))
     judgement = Judgement(claim, ours, noisy, "not comparable", "one seed gives no interval")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,8 +26,16 @@ from hwsim.training.presets import PRESETS, named_plan
 from hwsim.training.recipe import Recipe
 from hwsim.training.sparse import SparseBackprop
 
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise SpecError("got the same seed twice, expected each once")
+    return seeds
+
+
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 
 
@@ -109,6 +117,8 @@ class Configuration(Spec):
     training: dict[str, JsonValue] = Field(default_factory=dict)
     """Entries of the recipe that differ for this configuration."""
     model: JsonValue = None
+    seeds: Seeds | None = None
+    """Seeds of this configuration; those of the experiment unless given."""
     grid: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """Dotted setting, such as "sparse.k" or "precision.uniform.accumulator", to the values it takes."""
 
@@ -137,7 +147,7 @@ class Configuration(Spec):
 
     def apply(self, chosen: Mapping[str, JsonValue]) -> dict[str, Any]:
         """Plain settings with the chosen grid values put in their places."""
-        plain = json.loads(self.model_dump_json(exclude={"grid"}))
+        plain = json.loads(self.model_dump_json(exclude={"grid", "seeds"}))
         for key, value in chosen.items():
             *path, last = key.split(".")
             place = plain
@@ -171,6 +181,20 @@ class Point:
     model: str
     model_arguments: Mapping[str, JsonValue]
     settings: Mapping[str, JsonValue]
+    seeds: tuple[int, ...]
+
+
+_SHORT: dict[str, JsonValue] = {"epochs": 1, "train_examples": 1000, "evaluate_examples": 500, "recorded_steps": 2}
+
+
+class QuickForm(Spec):
+    """What `--quick` runs instead: the same code on less, in about a minute, to show that everything works."""
+
+    configurations: tuple[str, ...] = ()
+    """Names of configurations, or of single points of a grid such as "topk k=20"; all unless given."""
+    seeds: Seeds = (0,)
+    training: dict[str, JsonValue] = Field(default_factory=lambda: dict(_SHORT))
+    """Entries of the recipe, over those of the experiment and of its configurations."""
 
 
 class Experiment(Spec):
@@ -183,7 +207,7 @@ class Experiment(Spec):
     model: Model
     data: str
     training: Recipe = Recipe()
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     configurations: Annotated[dict[FileName, Configuration], Field(min_length=1)]
     accelerators: tuple[str, ...] = ()
     """Shipped names or paths; without any, nothing is simulated."""
@@ -195,20 +219,36 @@ class Experiment(Spec):
     profile: bool = False
     """Whether each trial records at some steps what the numbers do in every layer."""
 
+    quick: QuickForm = QuickForm()
+    """What `--quick` runs."""
+
     _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise field_problem("seeds", "got the same seed twice, expected each once")
         names = [name for name, _, _ in self._spread()]
         if self.baseline is not None and self.baseline not in names:
             raise field_problem(
                 "baseline", f"got {self.baseline!r}, expected one of {', '.join(names)}{near(self.baseline, names)}"
             )
         problems: list[tuple[Place, str]] = []
+        known = {*names, *self.configurations}
+        for place, name in enumerate(self.quick.configurations):
+            if name not in known:
+                message = f"got {name!r}, expected one of {', '.join(sorted(known))}{near(name, sorted(known))}"
+                problems.append((("quick", "configurations", place), message))
         for _, family, settings in self._spread():
             recipe = {**to_plain(self.training), **settings["training"]}
+            shortened = {**recipe, **self.quick.training}
+            try:
+                Recipe.model_validate_json(json.dumps(shortened))
+            except ValidationError as error:
+                found = findings_of(error, Recipe, shortened)
+                problems += [
+                    (("quick", "training", *place), message)
+                    for place, message in found
+                    if not place or place[0] in self.quick.training
+                ]
             try:
                 checked = Recipe.model_validate_json(json.dumps(recipe))
             except ValidationError as error:
@@ -233,6 +273,40 @@ class Experiment(Spec):
         object.__setattr__(copy, "__pydantic_private__", {"_folder": folder})
         return copy
 
+    def quick_form(self) -> Experiment:
+        """The shortened experiment that `--quick` runs.
+
+        Of a grid, the values of the named points are kept, in every combination.
+
+        Raises:
+            SpecError: the quick form leaves out the baseline, or its parts do not fit together.
+        """
+        wanted = set(self.quick.configurations) or set(self.configurations)
+        chosen: dict[str, list[Mapping[str, JsonValue]]] = {}
+        for name, family, values in self._choices():
+            if name in wanted or family in wanted:
+                chosen.setdefault(family, []).append(values)
+        plain = to_plain(self)
+        plain["configurations"] = {
+            family: {
+                **plain["configurations"][family],
+                "seeds": None,
+                "training": {**plain["configurations"][family]["training"], **self.quick.training},
+                "grid": {
+                    key: [value for value in all_values if any(choice[key] == value for choice in choices)]
+                    for key, all_values in plain["configurations"][family]["grid"].items()
+                },
+            }
+            for family, choices in chosen.items()
+        }
+        plain["seeds"] = list(self.quick.seeds)
+        plain.pop("quick")
+        plain["baseline"] = self.baseline or next(self._choices())[0]
+        try:
+            return from_plain(plain, Experiment).in_folder(self.folder)
+        except SpecError as error:
+            raise SpecError(*(f"quick: {problem}" for problem in error.problems)) from None
+
     def points(self) -> tuple[Point, ...]:
         """Every configuration with its grid laid out, in file order.
 
@@ -242,14 +316,15 @@ class Experiment(Spec):
         return tuple(self._point(*spread) for spread in self._spread())
 
     def _spread(self) -> list[tuple[str, str, dict[str, Any]]]:
-        spread = []
+        return [(name, family, self.configurations[family].apply(chosen)) for name, family, chosen in self._choices()]
+
+    def _choices(self) -> Iterator[tuple[str, str, dict[str, JsonValue]]]:
+        """Name, family and grid values of every point."""
         for family, configuration in self.configurations.items():
             short = _short_names(configuration.grid)
             for chosen in configuration.choices():
                 suffix = " ".join(f"{short[key]}={_word(value)}" for key, value in chosen.items())
-                name = f"{family} {suffix}" if suffix else family
-                spread.append((name, family, configuration.apply(chosen)))
-        return spread
+                yield (f"{family} {suffix}" if suffix else family), family, chosen
 
     def _point(self, name: str, family: str, plain: dict[str, Any]) -> Point:
         where = f"configurations.{family}"
@@ -268,6 +343,7 @@ class Experiment(Spec):
             model=model if isinstance(model, str) else model.name,
             model_arguments={} if isinstance(model, str) else model.arguments,
             settings=to_plain(settings),
+            seeds=self.configurations[family].seeds or self.seeds,
         )
 
     def _recipe(self, changes: Mapping[str, Any]) -> Recipe:

@@ -88,44 +88,53 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     data_dir: Path | str | None = None,
+    quick: bool = False,
 ) -> Results:
     """Train and simulate everything that an experiment asks for, and write ``results.json``.
 
     Args:
         experiment: the experiment, its file, or a shipped name.
-        out: folder for records and results; ``runs/NAME`` unless given.
+        out: folder for records and results; ``runs/NAME`` unless given, ``runs/NAME-quick`` for a quick run.
         only: "train" stops before simulation; "simulate" uses what was trained into `out` before.
         resume: use the records of an interrupted run in `out` instead of computing them again.
         progress: called with a `Step` as work goes on.
         data_dir: folder of the data sets; HWSIM_DATA or the user's cache unless given.
+        quick: run the experiment's quick form, the same code on less. Its results are marked, judge nothing, and never
+            replace those of a whole run.
 
     Raises:
-        SpecError: a mistake in the experiment or a file it names, or another run is using `out`.
+        SpecError: a mistake in the experiment or a file it names, another run is using `out`, or a quick run would
+            replace whole results there.
         UnsupportedError: this machine or a back end cannot do what is asked.
     """
     if only not in (None, "train", "simulate"):
         raise SpecError(f"only: got {only!r}, expected 'train' or 'simulate'")
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
+    names = [point.name for point in experiment.points()]
+    if quick:
+        experiment = experiment.quick_form()
     points, machines = experiment.points(), _accelerators(experiment)
     if only != "train":
         _check_formats(points, machines)
     points = tuple(resolved(point, machines) for point in points)
     expected = Expected.beside(experiment.folder)
     if expected is not None:  # a mistake in it should not wait for the end of the run
-        expected.check_names([point.name for point in points], [machine.name for machine in machines])
-    paths = Paths(Path(out) if out is not None else Path("runs") / experiment.name, resume, progress or _ignore)
+        expected.check_names(names, [machine.name for machine in machines])
+    folder = Path(out) if out is not None else default_folder(experiment, quick)
+    paths = Paths(folder, resume, progress or _ignore)
     started = time.monotonic()
     with locked(paths.folder):
+        if quick:
+            _refuse_whole_results(folder / "results.json")
         data = load(experiment.data, data_dir)
         trials = [
-            Trial(point, seed, _trial_key(experiment, point, seed, data))
-            for point in points
-            for seed in experiment.seeds
+            Trial(point, seed, _trial_key(experiment, point, seed, data)) for point in points for seed in point.seeds
         ]
         records = _read_all(trials, paths) if only == "simulate" else _train_all(experiment, trials, data, paths)
         simulations = [] if only == "train" else _simulate_all(experiment, records, machines, paths)
         results = Results(
+            quick=quick,
             experiment=to_plain(experiment),
             configurations=tuple(_configuration(point) for point in points),
             trials=tuple(records.values()),
@@ -138,6 +147,19 @@ def run(
             results = results.model_copy(update={"sections": (comparison_section(expected, results),)})
         results.write(paths.folder / "results.json")
     return results
+
+
+def default_folder(experiment: Experiment, quick: bool) -> Path:
+    """Where a run writes unless told otherwise."""
+    return Path("runs") / (f"{experiment.name}-quick" if quick else experiment.name)
+
+
+def _refuse_whole_results(path: Path) -> None:
+    """Keep a quick run from replacing what a whole run found."""
+    if path.is_file() and not Results.read(path).quick:
+        raise SpecError(
+            f"{path}: holds the results of a whole run, which --quick does not replace; choose another --out"
+        )
 
 
 def _ignore(step: Step) -> None:

@@ -52,6 +52,8 @@ class Results(Spec):
 
     SCHEMA: ClassVar[str | None] = "results/1"
 
+    quick: bool = False
+    """Whether this is the shortened form that only shows that everything works: its numbers answer nothing."""
     experiment: dict[str, JsonValue]
     """The experiment file as plain data, defaults written out; `name` is required."""
     configurations: tuple[Configuration, ...] = ()
@@ -121,15 +123,20 @@ class Results(Spec):
         simulated = {(s.configuration, s.accelerator) for s in self.simulations if s.work == "trained"}
         gaps = []
         for configuration in self.configurations:
-            missing = [
-                seed for seed in _numbers(self.experiment.get("seeds")) if (configuration.name, seed) not in trained
-            ]
+            missing = [seed for seed in self._seeds_of(configuration) if (configuration.name, seed) not in trained]
             if missing:
                 gaps.append(f"{configuration.name} has no trial with seed {', '.join(map(str, missing))}.")
             for machine in self.machines:
                 if (configuration.name, machine.name) not in simulated:
                     gaps.append(f"{configuration.name} was not simulated on {machine.name}.")
         return tuple(gaps)
+
+    def _seeds_of(self, configuration: Configuration) -> list[int]:
+        """The seeds that the experiment asks for: the configuration's own, else those of all."""
+        families = self.experiment.get("configurations")
+        family = families.get(configuration.family) if isinstance(families, dict) else None
+        own = _numbers(family.get("seeds")) if isinstance(family, dict) else []
+        return own or _numbers(self.experiment.get("seeds"))
 
     def write(self, path: Path | str) -> Path:
         """Write results.json whole or not at all; returns the path."""

@@ -8,6 +8,7 @@ import pytest
 from hwsim.errors import SpecError
 from hwsim.expected import Claim, Expected, Quantity, compare, comparison_section, judge, overall, study_line, tally
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
+from hwsim.report.page import write_page
 from hwsim.results import Provenance, Results
 from hwsim.section import Section
 from hwsim.spec import load_yaml
@@ -247,3 +248,15 @@ def test_the_example_in_the_studies_readme_is_valid():
     assert len(load_yaml(example, Expected).claims) == 4
     for quantity in get_args(Quantity):
         assert quantity in text or f"{quantity.partition('_gain')[0]}_gain_*" in text
+
+
+def test_a_quick_run_judges_nothing(tmp_path):
+    quick = make_results().model_copy(update={"quick": True})
+    found = verdict(quick, quantity="test_accuracy", published=98.01, where="Table 1", within=0.5)
+    assert found.verdict == "quick" and found.ours is not None
+    absent = verdict(quick, configuration="left out", quantity="test_accuracy", published=98.0, where="T", within=0.5)
+    assert absent.verdict == "quick" and absent.ours is None
+    quick.write(tmp_path / "results.json")
+    assert study_line(tmp_path)[1] == "quick run only, nothing judged"
+    page = write_page(quick, tmp_path).read_text(encoding="utf-8")
+    assert "A quick run" in page and "matches" not in page.partition("<main>")[0].partition("<header>")[2]

@@ -152,3 +152,67 @@ def test_mistakes_of_several_configurations_come_together() -> None:
         "configurations.u.precision",
         "configurations.v.modell",
     ]
+
+
+# ---- seeds of a configuration, and the quick form
+
+STUDY = """\
+schema: experiment/1
+name: study
+model: mlp_digits
+data: digits
+training: {batch: 64, epochs: 20}
+seeds: [0, 1, 2]
+configurations:
+  dense: {seeds: [0, 1, 2, 3, 4]}
+  topk: {sparse: {rank_over: batch}, training: {epochs: 30}, grid: {sparse.k: [4, 8, 16]}}
+  other: {sparse: {k: 3}}
+baseline: dense
+quick:
+  configurations: [dense, topk k=8]
+  seeds: [7]
+  training: {epochs: 2, train_examples: 128}
+"""
+
+
+def test_a_configuration_may_have_seeds_of_its_own() -> None:
+    seeds = {point.name: point.seeds for point in load_yaml(STUDY, Experiment).points()}
+    assert seeds["dense"] == (0, 1, 2, 3, 4) and seeds["topk k=4"] == seeds["other"] == (0, 1, 2)
+
+
+def test_the_quick_form_is_the_same_points_on_less() -> None:
+    whole = load_yaml(STUDY, Experiment)
+    quick = {point.name: point for point in whole.quick_form().points()}
+    assert list(quick) == ["dense", "topk k=8"]
+    for name, point in quick.items():
+        same = next(candidate for candidate in whole.points() if candidate.name == name)
+        assert (point.plan, point.sparse, point.model) == (same.plan, same.sparse, same.model)
+        assert point.seeds == (7,)
+        assert (point.recipe.epochs, point.recipe.train_examples, point.recipe.batch) == (2, 128, 64)
+
+
+def test_without_a_quick_block_everything_is_shortened() -> None:
+    whole = load_yaml(STUDY[: STUDY.index("quick:")], Experiment)
+    quick = whole.quick_form().points()
+    assert [point.name for point in quick] == [point.name for point in whole.points()]
+    assert all(point.recipe.epochs == 1 and point.recipe.train_examples == 1000 for point in quick)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("topk k=8", "topk k=9", "quick.configurations[1]: got 'topk k=9', expected one of"),
+        ("epochs: 2,", "epoch: 2,", "quick.training.epoch: unknown"),
+        ("epochs: 2,", "epochs: 0,", "quick.training.epochs: got 0"),
+    ],
+)
+def test_a_mistake_in_the_quick_form_is_named(old: str, new: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_yaml(STUDY.replace(old, new), Experiment)
+    assert expected in str(caught.value)
+
+
+def test_a_quick_form_without_the_baseline_is_refused() -> None:
+    text = STUDY.replace("[dense, topk k=8]", "[topk]")
+    with pytest.raises(SpecError, match=r"quick: .*baseline: got 'dense'"):
+        load_yaml(text, Experiment).quick_form()

@@ -261,3 +261,26 @@ def test_results_from_before_profiles_are_read() -> None:
     assert from_plain(old, TrainingSummary) == summary
     with pytest.raises(SpecError, match="counters"):
         from_plain({**old, "counters": {"fc1": {"swamped": 1.0}}}, TrainingSummary)
+
+
+def test_a_quick_run_is_marked_and_never_replaces_a_whole_one(finished: tuple[Path, Results], tmp_path: Path) -> None:
+    folder, whole = finished
+    text = TEXT + "quick: {configurations: [dense, topk k=8], seeds: [5], training: {epochs: 1, train_examples: 64}}\n"
+    quick = hwsim.run(experiment(text), tmp_path, quick=True)
+    assert quick.quick and Results.read(tmp_path).quick and not whole.quick
+    assert {(t.configuration, t.seed) for t in quick.trials} == {("dense", 5), ("topk k=8", 5)}
+    assert quick.gaps() == () and quick.simulations
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(SpecError, match="holds the results of a whole run, which --quick does not replace"):
+        hwsim.run(experiment(text), folder, quick=True)
+    assert (folder / "results.json").read_bytes() == before
+    assert not hwsim.run(experiment(text), tmp_path).quick, "a whole run may replace a quick one"
+    assert pipeline.default_folder(experiment(), quick=True) != pipeline.default_folder(experiment(), quick=False)
+
+
+def test_a_configuration_is_trained_with_its_own_seeds(tmp_path: Path) -> None:
+    text = TEXT.replace("dense: {}", "dense: {seeds: [3]}")
+    text = text.replace("grid: {sparse.k: [8, 16]}", "grid: {sparse.k: [8]}")
+    results = hwsim.run(experiment(text), tmp_path, only="train")
+    assert {(t.configuration, t.seed) for t in results.trials} == {("dense", 3), ("topk k=8", 0), ("topk k=8", 1)}
+    assert not [gap for gap in results.gaps() if "no trial" in gap]

@@ -28,6 +28,9 @@ def run(
     only: Annotated[Half | None, typer.Option(help="Do one half only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted run to the same numbers.")] = False,
     data_dir: DataDir = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run the file's quick form: the same code on less, in about a minute.")
+    ] = False,
 ) -> None:
     """Train and simulate what an experiment file asks for, and write results.json and the page index.html.
 
@@ -36,19 +39,30 @@ def run(
       hwsim run my_study.yaml
       hwsim run my_study.yaml --out runs/second --resume
       hwsim run my_study.yaml --only simulate      (after changing an accelerator)
+      hwsim run my_study.yaml --quick              (does everything work? into runs/NAME-quick)
     """
     from hwsim.catalog import load_experiment, schema_kind, study_file
+    from hwsim.errors import SpecError
 
     path = study_file(experiment)
     kind = schema_kind(path)
+    if kind in ("validation", "measured") and quick:
+        raise SpecError(f"--quick: {path.name} is of kind {kind}/1, which trains nothing and has no quick form")
     if kind in ("validation", "measured"):
         _run_comparison(path, kind, out, data_dir)
     else:
-        run_and_report(load_experiment(experiment), out, only, resume, data_dir, f"hwsim run {experiment}")
+        command = f"hwsim run {experiment}" + (" --quick" if quick else "")
+        run_and_report(load_experiment(experiment), out, only, resume, data_dir, command, quick)
 
 
 def run_and_report(
-    experiment: Experiment, out: Path | None, only: str | None, resume: bool, data_dir: Path | None, command: str
+    experiment: Experiment,
+    out: Path | None,
+    only: str | None,
+    resume: bool,
+    data_dir: Path | None,
+    command: str,
+    quick: bool = False,
 ) -> None:
     """Run with a progress display, print the tables, write the page, say where it is."""
     from hwsim import pipeline
@@ -56,10 +70,10 @@ def run_and_report(
     from hwsim.cli.summary import print_summary
     from hwsim.report.page import write_page
 
-    folder = out or Path("runs") / experiment.name
+    folder = out or pipeline.default_folder(experiment, quick)
     try:
         with run_progress() as progress:
-            results = pipeline.run(experiment, folder, only=only, resume=resume, progress=progress, data_dir=data_dir)
+            results = pipeline.run(experiment, folder, only, resume, progress, data_dir, quick)
     except KeyboardInterrupt:
         again = command if out is None else f"{command} --out {out}"
         messages().print(f"Interrupted. What is done is kept in {folder}; finish with: {again} --resume", markup=False)

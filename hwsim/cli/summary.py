@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwsim.cli.screen import output, print_table
+from hwsim.report import words
 
 if TYPE_CHECKING:
     from hwsim.results import Results
@@ -18,6 +19,8 @@ COST_HEADINGS = (
 
 def print_summary(results: Results) -> None:
     """Print what the page shows first."""
+    if results.quick:
+        output().print(words.QUICK, markup=False)
     print_sections(results)
     if not results.configurations:
         return

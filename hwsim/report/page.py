@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from hwsim.records import Machine
-from hwsim.report import figures, headline, markup, tables
+from hwsim.report import figures, headline, markup, tables, words
 from hwsim.report.drawing import Drawing, draw
 from hwsim.report.frame import Part, html_document
 from hwsim.report.palette import Palette
@@ -61,17 +61,18 @@ class _Page:
 
     def _head(self) -> str:
         results = self.results
-        answer = markup.paragraphs(results.answer)
-        for part in headline.answer(results):
+        answer = markup.paragraphs(words.QUICK if results.quick else results.answer)
+        for part in () if results.quick else headline.answer(results):
             points = "".join(f"<li>{escape(point)}</li>" for point in part.points)
             answer += f"<p>{escape(part.text)}</p>" + (f"<ul>{points}</ul>" if points else "")
         gaps = "".join(f"<li>{escape(gap)}</li>" for gap in results.gaps())
         if gaps:
             gaps = f'<div class="answer gaps"><p>Missing from the results:</p><ul>{gaps}</ul></div>'
-        kicker = " · ".join(part for part in (results.name, tables.setting(results)) if part)
+        quick = "quick run" if results.quick else ""
+        kicker = " · ".join(part for part in (results.name, quick, tables.setting(results)) if part)
         answer = f'<div class="answer">{answer}</div>' if answer else ""
         title = escape(results.question or results.name)
-        more = self._cards() + self._verdicts() + self._notes()
+        more = ("" if results.quick else self._cards()) + self._verdicts() + self._notes()
         return f'<p class="kicker">{escape(kicker)}</p><h1>{title}</h1>{answer}{gaps}{more}'
 
     def _verdicts(self) -> str:

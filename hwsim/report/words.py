@@ -8,6 +8,7 @@ from hwsim.records import EnergyRange
 from hwsim.summary import Spread
 
 UNKNOWN = "–"
+QUICK = "A quick run: the same code on less, to show that everything works. Its numbers answer nothing."
 UNBROKEN = "\u00a0"  # a space at which a line does not break
 
 _ENERGY = ((1.0, "pJ"), (1e3, "nJ"), (1e6, "µJ"), (1e9, "mJ"), (1e12, "J"), (1e15, "kJ"))

@@ -86,7 +86,7 @@ def train(
     dataset = load(data, data_dir) if isinstance(data, str) else data
     run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile)
     if initialize:
-        draw_initial_weights(model, seed)
+        draw_initial_weights(model, seed, run.recipe.initial)
     with _torch_threads(1 if _is_small(model, run.recipe) else torch.get_num_threads()):
         run.start()
         if resume:
@@ -101,7 +101,7 @@ class _State:
     epoch: int = 0
     position: int = 0  # examples of the epoch's order that are done
     number: int = 0  # training steps begun
-    losses: list[float] = field(default_factory=list)  # of the epoch so far
+    losses: list[float] = field(default_factory=list)  # since the last evaluation
     curves: dict[str, list[float | None]] = field(
         default_factory=lambda: {k: [] for k in ("step", "epoch", "train_loss", "dev_accuracy", "test_accuracy")}
     )
@@ -164,8 +164,6 @@ class _Run:
         state, recipe = self.state, self.recipe
         while state.epoch < recipe.epochs and state.outcome == "finished":
             self._epoch()
-            if state.outcome == "finished":
-                self._evaluate()
             state.epoch, state.position, state.losses = state.epoch + 1, 0, []
             self._save()
         workload = join_workloads(self.workloads)
@@ -198,11 +196,15 @@ class _Run:
             state.position += len(chosen)
             state.number += 1
             if self.simplifier is not None:
-                done = state.number - state.epoch * self.steps_per_epoch
-                self.simplifier.after_update(state.epoch, done, self.steps_per_epoch, self.optimizer)
+                self.simplifier.hold()
             if not math.isfinite(loss) and not self.optimizer.loss_scale.dynamic:
                 state.outcome = "diverged"
                 return
+            done = state.number - state.epoch * self.steps_per_epoch
+            if recipe.evaluates_after(done, self.steps_per_epoch):
+                self._evaluate()
+            if self.simplifier is not None:  # after the evaluation, as the authors do
+                self.simplifier.after_update(state.epoch, done, self.steps_per_epoch, self.optimizer)
             if state.number % PROGRESS_STEPS == 0:
                 share = state.number / (self.steps_per_epoch * recipe.epochs)
                 self.progress(share, f"epoch {state.epoch + 1} of {recipe.epochs}")
@@ -285,10 +287,16 @@ class _Run:
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
+        """Note where training stands; within an epoch the test set is looked at only for a new best dev accuracy."""
         state, curves = self.state, self.state.curves
         limit = self.recipe.evaluate_examples
-        dev, test = (self._accuracy(split.head(limit)) for split in (self.data.dev, self.data.test))
+        dev = self._accuracy(self.data.dev.head(limit))
+        ends_epoch = state.number == (state.epoch + 1) * self.steps_per_epoch
+        best = all(dev > earlier for earlier in curves["dev_accuracy"] if earlier is not None)
+        test = self._accuracy(self.data.test.head(limit)) if best or ends_epoch else None
+        self.model.train()
         mean = sum(state.losses) / len(state.losses)
+        state.losses = []
         curves["step"].append(state.number)
         curves["epoch"].append(state.epoch)
         curves["train_loss"].append(mean if math.isfinite(mean) else None)
@@ -389,7 +397,7 @@ class _Run:
 
     def _summary(self, workload: Workload) -> TrainingSummary:
         state, curves = self.state, self.state.curves
-        selected = self._selected_epoch()
+        selected = self._selected()
         return TrainingSummary(
             model=type(self.model).__name__,
             data=self.data.name,
@@ -399,7 +407,7 @@ class _Run:
             outcome="diverged" if state.outcome == "diverged" else "finished",
             test_accuracy=None if selected is None else curves["test_accuracy"][selected],
             dev_accuracy=None if selected is None else curves["dev_accuracy"][selected],
-            selected_epoch=selected,
+            selected_epoch=None if selected is None else int(curves["epoch"][selected] or 0),
             steps=self.optimizer.updates,
             steps_per_epoch=self.steps_per_epoch,
             curves={name: tuple(values) for name, values in curves.items()},
@@ -420,7 +428,8 @@ class _Run:
             else None,
         )
 
-    def _selected_epoch(self) -> int | None:
+    def _selected(self) -> int | None:
+        """Return the place in the curves of the evaluation that counts."""
         dev = [value for value in self.state.curves["dev_accuracy"] if value is not None]
         if not dev:
             return None

@@ -20,8 +20,12 @@ class Recipe(Spec):
     learning_rate: Positive = 0.001
     batch: Annotated[int, Field(ge=1)] = 10
     epochs: Annotated[int, Field(ge=1)] = 20
+    initial: Literal["default", "meprop", "meprop_gpu"] = "default"
+    """Initial weights: each layer's own, or linear layers as the meProp authors' C# or PyTorch code starts them."""
+    evaluations: Annotated[int, Field(ge=1)] = 1
+    """How often an epoch is evaluated, evenly spread; the last time is at its end."""
     select: Literal["best_dev", "last"] = "best_dev"
-    """Which epoch's test accuracy is reported: that of best dev accuracy (the first of equals), or the last."""
+    """Which evaluation's test accuracy is reported: that of best dev accuracy (the first of equals), or the last."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """Adam's decay rates of the first and the second moment."""
     epsilon: Annotated[float, Field(ge=0)] | None = None
@@ -60,3 +64,7 @@ class Recipe(Spec):
     def learning_rate_in(self, epoch: int) -> float:
         """Return the learning rate of an epoch (counted from 0)."""
         return self.learning_rate * self.decay_factor ** sum(epoch >= start for start in self.decay_epochs)
+
+    def evaluates_after(self, step: int, steps_per_epoch: int) -> bool:
+        """Return whether the network is evaluated after an epoch's `step`-th step (counted from 1)."""
+        return any(step == round(part * steps_per_epoch / self.evaluations) for part in range(1, self.evaluations + 1))

@@ -43,14 +43,15 @@ class TrainingSummary(Spec):
     outcome: Literal["finished", "diverged"]
     """diverged: the training loss stopped being finite and training ended there."""
     test_accuracy: float | None
-    """Test accuracy (a share) of the selected epoch."""
+    """Test accuracy (a share) of the selected evaluation."""
     dev_accuracy: float | None
     selected_epoch: int | None
     steps: int
     """Optimizer updates made."""
     steps_per_epoch: int
     curves: dict[str, tuple[float | None, ...]]
-    """One entry per epoch: step, epoch, train_loss, dev_accuracy, test_accuracy; None where not finite."""
+    """One entry per evaluation: step, epoch, train_loss, dev_accuracy, test_accuracy; None where not finite, and for
+    test_accuracy within an epoch where dev_accuracy was not the best so far."""
     wall_s: float
     backends: tuple[str, ...]
     hashes: dict[str, str]
@@ -64,7 +65,7 @@ class TrainingSummary(Spec):
     units: dict[str, int] = Field(default_factory=dict)
     """Units left at the end in each layer that `simplify` could remove some from."""
     average_dimension: float | None = None
-    """Mean number of units left in those layers at the selected epoch."""
+    """Mean number of units left in those layers at the selected evaluation."""
     counters: dict[str, float] = Field(default_factory=dict, max_length=0, exclude=True, repr=False)
     """An entry of files from before `profile`, which nothing ever filled."""
 
@@ -95,7 +96,7 @@ class TrainingResult:
 
     @property
     def curves(self) -> dict[str, tuple[float | None, ...]]:
-        """One entry per epoch under each name."""
+        """One entry per evaluation under each name."""
         return self.summary.curves
 
     def __repr__(self) -> str:

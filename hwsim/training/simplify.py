@@ -86,7 +86,7 @@ class Simplifier:
                 reset_moments(optimizer)
             if self.settings.prunes_in(epoch):
                 self.prune()
-        self.hold()
+                self.hold()
 
     def prune(self) -> None:
         """Remove the units that were hit too seldom, and start counting anew.

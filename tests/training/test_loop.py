@@ -9,6 +9,7 @@ import hwsim
 from hwsim import PrecisionPlan, SparseBackprop, SpecError
 from hwsim.data.dataset import Dataset, Split, load
 from hwsim.training.checkpoint import load_checkpoint
+from hwsim.training.initial import draw_initial_weights
 from hwsim.training.loop import _Run, train
 from hwsim.training.recipe import Recipe
 
@@ -119,6 +120,49 @@ def test_best_dev_epoch_is_reported():
     assert dev[best] == max(dev) and result.test_accuracy == result.curves["test_accuracy"][best]
     last = train(perceptron(), recipe=SHORT.model_copy(update={"epochs": 4, "select": "last"}))
     assert last.summary.selected_epoch == 3
+
+
+def test_an_epoch_may_be_evaluated_several_times():
+    recipe = SHORT.model_copy(update={"evaluations": 3})
+    often, once = train(perceptron(), recipe=recipe), train(perceptron(), recipe=SHORT)
+    assert often.summary.hashes == once.summary.hashes, "looking does not change what is learned"
+    curves = often.curves
+    assert curves["step"] == (2, 5, 7, 9, 12, 14) and curves["epoch"] == (0, 0, 0, 1, 1, 1)
+    for name in ("dev_accuracy", "test_accuracy"):
+        assert curves[name][2::3] == once.curves[name]
+    for place, (dev, test) in enumerate(zip(curves["dev_accuracy"], curves["test_accuracy"], strict=True)):
+        is_best = dev > max(curves["dev_accuracy"][:place], default=-1)
+        assert (test is not None) == (is_best or place % 3 == 2)
+    best = curves["dev_accuracy"].index(max(curves["dev_accuracy"]))
+    assert often.test_accuracy == curves["test_accuracy"][best]
+    assert often.summary.selected_epoch == curves["epoch"][best]
+
+
+def test_linear_layers_start_as_the_published_codes_do():
+    layers = {}
+    for initial in ("default", "meprop", "meprop_gpu"):
+        model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 50))
+        draw_initial_weights(model, 1, initial)
+        layers[initial] = model
+    normal, uniform = layers["meprop"], layers["meprop_gpu"]
+    for layer, inputs, outputs in ((0, 300, 200), (2, 200, 50)):
+        weight = normal[layer].weight
+        assert weight.std().item() == pytest.approx((6 / (inputs + outputs)) ** 0.5, rel=0.03)
+        assert abs(weight.mean().item()) < 0.01 and not normal[layer].bias.any()
+        bound = outputs**-0.5
+        for drawn in (uniform[layer].weight, uniform[layer].bias):
+            assert 0.8 * bound < drawn.abs().max().item() <= bound
+    again = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 50))
+    draw_initial_weights(again, 1, "meprop")
+    assert torch.equal(again[2].weight, normal[2].weight)
+    recipe = SHORT.model_copy(update={"initial": "meprop"})
+    drawn = {train(perceptron(), recipe=r).summary.hashes["initial_weights"] for r in (recipe, SHORT)}
+    assert len(drawn) == 2
+
+
+def test_a_network_without_linear_layers_has_no_published_start():
+    with pytest.raises(SpecError, match="initial: got meprop"):
+        draw_initial_weights(nn.Sequential(nn.Conv2d(1, 2, 3)), 0, "meprop")
 
 
 def test_micro_batches_are_one_update_and_the_same_gradient():

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hwsim.advice import advise
     from hwsim.arithmetic.mac import MacSpec
     from hwsim.arithmetic.named import parse_format
     from hwsim.arithmetic.storage import Cast
+    from hwsim.arithmetic.variance_retention import accumulator_width
     from hwsim.catalog import (
         load_accelerator,
         load_experiment,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from hwsim.simulation.engine import simulate
     from hwsim.training.plan import PrecisionPlan
     from hwsim.training.recipe import Recipe
+    from hwsim.training.softmax_width import softmax_bits
     from hwsim.training.sparse import SparseBackprop
     from hwsim.workload import Workload
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     # what a number is, and sums of them
     "Cast": "hwsim.arithmetic.storage",
+    "accumulator_width": "hwsim.arithmetic.variance_retention",
     "MacSpec": "hwsim.arithmetic.mac",
     "named_mac": "hwsim.arithmetic.mac",
     "parse_format": "hwsim.arithmetic.named",
@@ -46,9 +50,11 @@ _HOME = {
     "PrecisionPlan": "hwsim.training.plan",
     "Recipe": "hwsim.training.recipe",
     "SparseBackprop": "hwsim.training.sparse",
+    "softmax_bits": "hwsim.training.softmax_width",
     "emulate": "hwsim.training.emulation",
     "emulated": "hwsim.training.emulation",
     "train": "hwsim.training.loop",
+    "advise": "hwsim.advice",
     # machines
     "Workload": "hwsim.workload",
     "simulate": "hwsim.simulation.engine",

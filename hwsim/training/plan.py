@@ -27,6 +27,7 @@ from hwsim.arithmetic.named import parse_format
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
+from hwsim.training.softmax_width import loss_formats
 
 OPERAND_ROLES = ("input", "weight", "bias", "gradient")
 STORED_ROLES = (
@@ -224,6 +225,7 @@ class PrecisionPlan:
         stored: str | NumberFormat | None = None,
         optimizer_state: str | NumberFormat = "float32",
         master_weight: str | NumberFormat = "float32",
+        softmax_bits: int | None = None,
         loss_scale: float = 1.0,
         name: str | None = None,
     ) -> PrecisionPlan:
@@ -232,7 +234,8 @@ class PrecisionPlan:
         GEMMs read inputs and weights in `forward`, gradients in `backward` (default: as forward) and sum in
         `accumulator` by `order`. What leaves a GEMM stays in the accumulator's format (`stored` says otherwise)
         until a GEMM reads it again. Weights and optimizer states are float32 unless given. `rounding` and `overflow`
-        hold for the casts of operands; `overflow` holds for a fixed-point accumulator too.
+        hold for the casts of operands; `overflow` holds for a fixed-point accumulator too. `softmax_bits` is the width
+        in fixed point of the training loop's softmax: its probabilities and its gradient (see `hwsim.softmax_bits`).
 
         >>> str(PrecisionPlan.uniform(forward="float8_e4m3fn", backward="float8_e5m2", accumulator="bfloat16"))
         'float8_e4m3fn/float8_e5m2 accumulated in bfloat16'
@@ -257,7 +260,12 @@ class PrecisionPlan:
             "master_weight": Cast(master_weight),
         }
         title = name or f"{forward}/{backward} accumulated in {accumulator}"
-        return cls(title, (Rule("*", casts, dict.fromkeys(GEMMS, mac)),), LossScale(loss_scale))
+        rules = [Rule("*", casts, dict.fromkeys(GEMMS, mac))]
+        if softmax_bits is not None:
+            title = name or f"{title}, softmax of {softmax_bits} bits"
+            at_loss = {key: Cast.parse(text) for key, text in loss_formats(softmax_bits, rounding).items()}
+            rules.insert(0, Rule("loss", casts | at_loss, rules[0].macs))
+        return cls(title, tuple(rules), LossScale(loss_scale))
 
     @property
     def needs_machine(self) -> bool:

@@ -45,6 +45,7 @@ class UniformSpec(Spec):
     stored: Format | None = None
     optimizer_state: Format | None = None
     master_weight: Format | None = None
+    softmax_bits: Annotated[int, Field(ge=2, le=24)] | None = None
 
 
 class PlanSpec(Spec):

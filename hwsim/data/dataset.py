@@ -28,6 +28,23 @@ class Split:
         return self if examples is None else Split(self.inputs[:examples], self.targets[:examples])
 
 
+Scores = Callable[[np.ndarray], np.ndarray]
+"""A network at work: class scores (rows, classes) for inputs (rows, ...)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """How a data set judges a network, where the share of right classes is not what the task is about.
+
+    `dev` and `test` return a share in [0, 1] for a network; their second argument is how many examples (sentences) to
+    look at, None for all.
+    """
+
+    name: str  # "UAS"
+    dev: Callable[[Scores, int | None], float]
+    test: Callable[[Scores, int | None], float]
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set: what a network learns from (train), is selected by (dev) and is judged by (test)."""
@@ -38,6 +55,7 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     sha256: str  # over the files (or arrays) it was read from
+    measure: Measure | None = None  # in place of accuracy, for the choice of the best epoch too
 
     def __str__(self) -> str:
         sizes = f"{len(self.train)} train, {len(self.dev)} dev, {len(self.test)} test"

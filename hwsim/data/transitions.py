@@ -1,20 +1,22 @@
 """UD English EWT as the classification task of a greedy arc-standard parser (Chen & Manning, EMNLP 2014).
 
 Each example is one configuration of stack and buffer on the gold path of a projective sentence, described by 48
-features, with the transition to take; the score is the share of transitions that are right. (The attachment score of
-whole sentences needs the parser run on its own decisions, which this task does not do.)
+features, with the transition to take. Networks are judged by the unlabeled attachment score of whole sentences, for
+which the parser runs on its own decisions (`hwsim.data.attachment`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hwsim.data import attachment
 from hwsim.data.conllu import PADDING, UNKNOWN, WORDS, Word, rank, read_splits
-from hwsim.data.dataset import Dataset, Split
+from hwsim.data.dataset import Dataset, Measure, Scores, Split
 
-FEATURES = 48  # 18 words, 18 tags, 12 relations
 TAGS, RELATIONS = 64, 64  # room for the numbers of tags and relations, padding and unknown among them
 SHIFT = "shift"
 
@@ -24,7 +26,8 @@ Tree = dict[int, list[int]]  # children so far of each word, in order
 def load_parsing(folders: tuple[Path, ...]) -> Dataset:
     """Return the transitions: int64 features (n, 48), each kind numbered by itself, and the class to take.
 
-    Sentences that are not projective have no gold path and are left out.
+    Sentences that are not projective have no gold path and are left out of the transitions; the attachment scores of
+    dev and test are over all sentences.
     """
     splits, digest = read_splits(folders)
     words = [word for sentence in splits["train"] for word in sentence]
@@ -34,36 +37,79 @@ def load_parsing(folders: tuple[Path, ...]) -> Dataset:
         rank([word.relation for word in words], RELATIONS),
     )
     relations = sorted({word.relation for word in words})
-    classes = (SHIFT, *(f"{side}:{relation}" for side in ("left", "right") for relation in relations))
+    classes = transition_names(relations)
     numbers = {name: number for number, name in enumerate(classes)}
 
     def encode(sentences: list[list[Word]]) -> Split:
-        rows: list[list[int]] = []
-        targets: list[int] = []
-        for sentence in sentences:
-            for row, transition in gold_path(sentence, vocabularies):
-                rows.append(row)
-                targets.append(numbers.get(transition, -1))
-        return Split(np.array(rows, np.int64), np.array(targets, np.int64))
+        features, names = describe_all(sentences, vocabularies)
+        return Split(features, np.array([numbers.get(name, -1) for name in names], np.int64))
 
     train, dev, test = (encode(splits[split]) for split in ("train", "dev", "test"))
-    return Dataset("ud_ewt_parsing", train, dev, test, classes, digest)
+    given = relations_given(classes, vocabularies[2])
+    judged = [attachment.encode(splits[split], *vocabularies[:2], given) for split in ("dev", "test")]
+    measure = Measure("UAS", *(partial(_attachment_score, sentences) for sentences in judged))
+    return Dataset("ud_ewt_parsing", train, dev, test, classes, digest, measure)
+
+
+def _attachment_score(sentences: attachment.Sentences, scores: Scores, limit: int | None) -> float:
+    return attachment.attachment_score(sentences.head(limit), scores)
+
+
+def transition_names(relations: Sequence[str]) -> tuple[str, ...]:
+    """Return all transitions over some relations: shift, the left ones, the right ones."""
+    return (SHIFT, *(f"{side}:{relation}" for side in ("left", "right") for relation in relations))
+
+
+def relations_given(transitions: Sequence[str], numbers: dict[str, int]) -> np.ndarray:
+    """Return the number of the relation that each transition gives to its child; 0 for shift."""
+    return np.array([0, *(numbers.get(name.partition(":")[2], UNKNOWN) for name in transitions[1:])], np.int64)
+
+
+def describe_all(sentences: list[list[Word]], vocabularies: tuple[dict[str, int], ...]) -> tuple[np.ndarray, list[str]]:
+    """Return the features (n, 48) and transitions on all gold paths: what `gold_path` gives, many sentences at once."""
+    paths = [gold_transitions(sentence) for sentence in sentences]
+    projective = [sentence for sentence, path in zip(sentences, paths, strict=True) if path]
+    paths = [path for path in paths if path]
+    names = transition_names(sorted({word.relation for sentence in projective for word in sentence}))
+    numbers = {name: number for number, name in enumerate(names)}
+    encoded = attachment.encode(projective, vocabularies[0], vocabularies[1], relations_given(names, vocabularies[2]))
+    taken = [np.array([numbers[name] for name in path], np.int64) for path in paths]
+    return attachment.replay(encoded, taken), [name for path in paths for name in path]
+
+
+def gold_transitions(sentence: list[Word]) -> list[str]:
+    """Return the transitions to the gold tree; nothing if it is not projective."""
+    return [transition for transition, _, _, _ in _gold_steps(sentence)]
 
 
 def gold_path(sentence: list[Word], vocabularies: tuple[dict[str, int], ...]) -> list[tuple[list[int], str]]:
-    """Return the configurations on the way to the gold tree with their transitions; nothing if it is not projective."""
+    """Return the configurations on the way to the gold tree with their transitions; nothing if it is not projective.
+
+    This is the definition; `describe_all` is its fast twin.
+    """
+    return [
+        (describe(stack, following, children, sentence, vocabularies), transition)
+        for transition, stack, following, children in _gold_steps(sentence, copies=True)
+    ]
+
+
+def _gold_steps(sentence: list[Word], copies: bool = False) -> list[tuple[str, list[int], int, Tree]]:
+    """Return each gold transition with the stack, the next word and the children before it (`copies`: of their own)."""
     heads = [0, *(word.head for word in sentence)]
     waiting = [0] * len(heads)  # children that each word still has to get
     for head in heads[1:]:
         waiting[head] += 1
     stack, following = [0], 1
     children: Tree = {index: [] for index in range(len(heads))}
-    path: list[tuple[list[int], str]] = []
+    path: list[tuple[str, list[int], int, Tree]] = []
     while following < len(heads) or len(stack) > 1:
         transition = _gold_step(stack, heads, waiting, sentence)
         if transition == SHIFT and following == len(heads):
             return []
-        path.append((describe(stack, following, children, sentence, vocabularies), transition))
+        if copies:
+            path.append((transition, list(stack), following, {word: list(some) for word, some in children.items()}))
+        else:
+            path.append((transition, stack, following, children))
         if transition == SHIFT:
             stack.append(following)
             following += 1

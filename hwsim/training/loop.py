@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -289,11 +290,10 @@ class _Run:
     def _evaluate(self) -> None:
         """Note where training stands; within an epoch the test set is looked at only for a new best dev accuracy."""
         state, curves = self.state, self.state.curves
-        limit = self.recipe.evaluate_examples
-        dev = self._accuracy(self.data.dev.head(limit))
+        dev = self._score("dev")
         ends_epoch = state.number == (state.epoch + 1) * self.steps_per_epoch
         best = all(dev > earlier for earlier in curves["dev_accuracy"] if earlier is not None)
-        test = self._accuracy(self.data.test.head(limit)) if best or ends_epoch else None
+        test = self._score("test") if best or ends_epoch else None
         self.model.train()
         mean = sum(state.losses) / len(state.losses)
         state.losses = []
@@ -306,6 +306,20 @@ class _Run:
             curves.setdefault("average_dimension", []).append(self.simplifier.average_dimension)
         done = state.number / (self.steps_per_epoch * self.recipe.epochs)
         self.progress(done, f"epoch {state.epoch + 1} of {self.recipe.epochs}: dev {dev:.2%}")
+
+    def _score(self, split: Literal["dev", "test"]) -> float:
+        """Return how the network does on a split: its accuracy, or what the data set measures instead."""
+        limit, measure = self.recipe.evaluate_examples, self.data.measure
+        if measure is None:
+            return self._accuracy(getattr(self.data, split).head(limit))
+        self.model.eval()
+        with self.emulation.evaluation():
+            return getattr(measure, split)(self._class_scores, limit)
+
+    def _class_scores(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the class scores of some inputs; the caller has entered the evaluation."""
+        rows = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
+        return np.concatenate([self.model(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in rows])
 
     def _accuracy(self, split: Split) -> float:
         """Return the share of targets (those of -1 left out) whose score is the highest."""
@@ -420,6 +434,7 @@ class _Run:
             },
             sparsity=measure_sparsity(workload, state.norm_shares, state.tie_shares),
             uncovered=tuple(sorted(self.emulation.step.uncovered | self.emulation.auditor.escaped)),
+            measure="accuracy" if self.data.measure is None else self.data.measure.name,
             parameters=sum(p.numel() for p in self.model.parameters()),
             units=self.simplifier.units if self.simplifier else {},
             profile=self.profile if self.to_profile else None,

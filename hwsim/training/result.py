@@ -43,7 +43,7 @@ class TrainingSummary(Spec):
     outcome: Literal["finished", "diverged"]
     """diverged: the training loss stopped being finite and training ended there."""
     test_accuracy: float | None
-    """Test accuracy (a share) of the selected evaluation."""
+    """Test accuracy (a share) of the selected evaluation; what the data set measures instead, if it does."""
     dev_accuracy: float | None
     selected_epoch: int | None
     steps: int
@@ -61,6 +61,8 @@ class TrainingSummary(Spec):
     """What the numbers did at some steps, when the run was profiled."""
     uncovered: tuple[str, ...] = ()
     """Functions that ran as torch does, because the plan allows it."""
+    measure: str = "accuracy"
+    """What the dev and test accuracies measure, "UAS" for a parser."""
     parameters: int = 0
     units: dict[str, int] = Field(default_factory=dict)
     """Units left at the end in each layer that `simplify` could remove some from."""

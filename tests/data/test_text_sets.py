@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from hwsim.data import cifar, conllu, transitions
+from hwsim.data import attachment, cifar, conllu, transitions
 from hwsim.data.dataset import load
 from hwsim.errors import SpecError
 
@@ -142,7 +142,7 @@ def test_gold_transitions_build_the_gold_tree(tmp_path):
             heads[child] = stack[-1]
     assert [heads[i] for i in range(1, 7)] == [w.head for w in sentence]
     rows = [row for row, _ in transitions.gold_path(sentence, ({"dog": 5}, {}, {}))]
-    assert all(len(row) == transitions.FEATURES for row in rows)
+    assert all(len(row) == attachment.FEATURES for row in rows)
     assert rows[0][3:6] == [conllu.UNKNOWN, 5, conllu.UNKNOWN], "the first three words of the buffer"
 
 

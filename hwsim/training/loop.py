@@ -84,6 +84,9 @@ def train(
         SpecError: the plan, the data or the network do not fit together.
         UnsupportedError: something the network does cannot be emulated.
     """
+    if not isinstance(model, nn.Module):
+        hint = f"; hwsim.load_model({model!r}) gives one by name or path" if isinstance(model, str) else ""
+        raise SpecError(f"model: got {model!r}, expected a torch network{hint}")
     dataset = load(data, data_dir) if isinstance(data, str) else data
     run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile)
     if initialize:

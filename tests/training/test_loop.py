@@ -187,6 +187,13 @@ def test_a_batch_larger_than_the_data_is_refused():
         train(perceptron(), recipe=SHORT.model_copy(update={"batch": 500}))
 
 
+def test_a_network_given_by_name_is_told_how_to_load_it():
+    with pytest.raises(SpecError, match=r"model: got 'mlp_mnist', expected a torch network; hwsim.load_model\('mlp_mn"):
+        train("mlp_mnist")
+    with pytest.raises(SpecError, match=r"model: got None, expected a torch network$"):
+        train(None)
+
+
 def test_a_parameter_that_no_seed_can_draw_is_refused():
     class Offset(nn.Module):
         def __init__(self):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import check, data, demo, doctor, listing, measure, report, run, show, simulate, vectors
+from hwsim.cli import accumulator, check, data, demo, doctor, listing, measure, report, run, show, simulate, vectors
 from hwsim.cli.screen import print_error
 from hwsim.errors import HwsimError
 
@@ -47,6 +47,7 @@ def _hwsim(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("simulate")(simulate.simulate)
+app.command("accumulator")(accumulator.accumulator)
 app.command("measure")(measure.measure)
 app.command("report")(report.report)
 app.command("list")(listing.list_names)

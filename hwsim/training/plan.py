@@ -59,7 +59,7 @@ CAST_KEYS = (
 )
 MAC_KEYS = (*GEMMS, *SUMS)
 # Named by the definitions, computed in float32 as yet: a plan that sets them is refused, never quietly ignored.
-NOT_EMULATED = ("statistics", "accumulate_grad")
+NOT_EMULATED = ("accumulate_grad",)
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,10 @@ class LayerPrecision:
         self._casts |= {("bias", r): self._named(casts, "bias", r) for r in PARAMETER_ROLES}
         self._casts |= {("loss", p): casts.get(f"loss.{p}", casts.get("loss")) for p in LOSS_PARTS}
         own_sums = "reduce" in rule.macs and not isinstance(rule.macs["reduce"].order, Native)
+        self.emulates_sums = own_sums
         self.names_loss = any(key.partition(".")[0] == "loss" for key in casts)
         self.emulates_loss = self.names_loss or own_sums  # else softmax and losses are torch's, in float32
+        self.emulates_statistics = "statistics" in casts or own_sums  # else so are normalizations
         self._macs = {key: rule.macs.get(key, FLOAT32_SUM) for key in MAC_KEYS}
         self._formats = {gemm: self._formats_of(gemm) for gemm in GEMMS}
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
 from hwsim.errors import UnsupportedError
-from hwsim.training import softmax
+from hwsim.training import normalization, softmax
 from hwsim.training.elementwise import computed
 from hwsim.training.step import Site
+from hwsim.training.sums import add_up
 
 
 def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -21,6 +24,10 @@ def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any
     if precision.emulates_loss and name in softmax.EMULATED:
         ours = partial(softmax.EMULATED[name], site)
         return ours(*args, **kwargs) if precision.names_loss else computed(site, ours, args, kwargs)
+    if precision.emulates_statistics and name in normalization.EMULATED:
+        return computed(site, partial(normalization.EMULATED[name], site), args, kwargs)
+    if precision.emulates_sums and name in ("sum", "mean") and args[0].dtype == torch.float32 and "dtype" not in kwargs:
+        return computed(site, partial(add_up, site, name), args, kwargs)
     if precision.names_loss and is_loss(name):
         _refuse_unless_allowed(site, name, "loss")
     return computed(site, function, args, kwargs)

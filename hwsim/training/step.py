@@ -32,6 +32,7 @@ class Step:
     recorder: Recorder | None = None  # set in steps that are recorded
     profiler: Profiler | None = None  # set in steps that are profiled
     simplifier: Simplifier | None = None  # set in runs that remove hidden units
+    recomputing: bool = False  # while activation checkpointing runs a part of the forward pass again
     output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer
     repeats: dict[str, int] = field(default_factory=dict)  # how often a part ran so far, by path; cleared each step

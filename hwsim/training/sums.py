@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,33 @@ def sum_last(x: Tensor, site: Site, stage: str, key: str = "reduce") -> Tensor:
     stream = site.stream(key, stage) if is_random(mac) else 0
     total: Tensor = site.step.auditor.run(kernels.matmul, rows, ones, mac, stream=stream)
     return total.float().reshape(*x.shape[:-1], 1)
+
+
+class AddUp(torch.autograd.Function):
+    """The sum over the last axis, times a factor in float32: 1, or 1/n for a mean."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, divisor: int, site: Site) -> Tensor:
+        """Add up by `reduce`."""
+        ctx.shape, ctx.divisor = x.shape, divisor
+        return (sum_last(x, site, "sum").squeeze(-1).double() / divisor).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand the gradient to every element."""
+        shared: Tensor = (gradients[0].double() / ctx.divisor).float()
+        return shared.unsqueeze(-1).expand(ctx.shape), None, None
+
+
+def add_up(site: Site, name: str, input: Tensor, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Tensor:
+    """Emulate `torch.sum` and `torch.mean` over some axes or all of them, in the order of memory."""
+    dim = axis if dim is None else dim
+    given = range(input.ndim) if dim is None or dim == () else (dim if isinstance(dim, tuple | list) else (dim,))
+    axes = sorted(a % max(1, input.ndim) for a in given)
+    kept = [a for a in range(input.ndim) if a not in axes]
+    rows = input.permute((*kept, *axes)).reshape([*(input.shape[a] for a in kept), -1])
+    total: Tensor = AddUp.apply(rows, rows.shape[-1] if name == "mean" else 1, site)
+    return total.reshape([1 if a in axes else size for a, size in enumerate(input.shape)]) if keepdim else total
 
 
 def rounded(x: Tensor, cast: Cast | None, site: Site, gemm: str, stage: str) -> Tensor:

@@ -54,6 +54,7 @@ _HOME = {
     "emulate": "hwsim.training.emulation",
     "emulated": "hwsim.training.emulation",
     "train": "hwsim.training.loop",
+    "advise": "hwsim.advice",
     # machines
     "Workload": "hwsim.workload",
     "simulate": "hwsim.simulation.engine",

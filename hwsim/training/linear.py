@@ -12,6 +12,7 @@ from hwsim.arithmetic.mac import Exact, Native, Sequential
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
 from hwsim.training.gemm import multiply, read, read_along, same_reading, store, sum_rows
+from hwsim.training.native import is_native, native_gradients
 from hwsim.training.selection import KeptRows, thin
 from hwsim.training.step import Site
 
@@ -46,6 +47,9 @@ class Linear(torch.autograd.Function):
         gradient, kept = thin(gradient, site, ctx.gates)
         if ctx.recorder is not None:
             ctx.recorder.backward(site, gradient, kept, ctx.needs_input_grad)
+        if is_native(gradient, site):
+            found = native_gradients(gradient, x, weight, kept, site, ctx.needs_input_grad)
+            return *found, bias_gradient, None, None
         if kept is not None and kept.rank_over == "example":
             gradient = kept.mask(gradient)
             if covers_nearly_all(kept, site):

@@ -23,6 +23,7 @@ from hwsim.spec import from_plain, to_plain
 from hwsim.training.augment import augment
 from hwsim.training.checkpoint import load_checkpoint, save_checkpoint
 from hwsim.training.emulation import Emulation, emulate
+from hwsim.training.gradient_buffers import GradientBuffers
 from hwsim.training.initial import draw_initial_weights
 from hwsim.training.optimizer import Optimizer
 from hwsim.training.plan import PrecisionPlan
@@ -155,6 +156,7 @@ class _Run:
     def start(self) -> None:
         """Bring the weights into their stored format and note what the run starts from."""
         self.optimizer = Optimizer(self.model, self.plan, self.recipe, self.seed)
+        self.optimizer.buffers = self.emulation.step.buffers = GradientBuffers()
         self.state.initial_sha256 = hash_tensors(p for p in self.model.parameters())
         self.simplifier: Simplifier | None = None
         if self.recipe.simplify is not None:
@@ -247,14 +249,14 @@ class _Run:
 
     def _backward(self, emulation: Emulation, inputs: Tensor, targets: Tensor, parts: int, factor: float) -> float:
         """Run forward and backward under `emulation` with the loss times `factor`; return the sum of the losses."""
-        total = 0.0
-        with emulation:
-            for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-                loss = self._loss(self.model(x), y, emulation)
-                total += float(loss.detach())
-                share = factor / (parts if self.recipe.loss == "mean" else 1)
-                loss.backward(gradient=torch.tensor(share, device=self.device))
-        return total
+        share = torch.tensor(factor / (parts if self.recipe.loss == "mean" else 1), device=self.device)
+        pieces = zip(inputs.chunk(parts), targets.chunk(parts), strict=True) if parts > 1 else [(inputs, targets)]
+        losses = []
+        with emulation:  # where a call of torch costs some microseconds more
+            for x, y in pieces:
+                losses.append(self._loss(self.model(x), y, emulation))
+                losses[-1].backward(gradient=share)
+        return sum(float(loss.detach()) for loss in losses)
 
     def _reference(self) -> tuple[Comparison, Emulation]:
         """Return what a profiled step needs to be repeated in float32: the model as it is now, and an emulation."""

@@ -23,6 +23,7 @@ from hwsim import kernels
 from hwsim.arithmetic.storage import Cast
 from hwsim.kernels import backends
 from hwsim.kernels.random_bits import stream
+from hwsim.training.gradient_buffers import GradientBuffers
 from hwsim.training.plan import LayerPrecision, LossScale, PrecisionPlan, is_bias
 from hwsim.training.profiler import Profiler
 from hwsim.training.recipe import Recipe
@@ -59,6 +60,7 @@ class Optimizer:
         self.updates = 0
         self.profiler: Profiler | None = None  # set in steps that are profiled
         self.loss_scale = ScaleKeeper(plan.loss_scale)
+        self.buffers: GradientBuffers | None = None  # where the gradients' memory is handed back to
         self.parameters = [
             ParameterState(path, p, plan.layer(path.rpartition(".")[0]))
             for path, p in module.named_parameters()
@@ -99,6 +101,7 @@ class Optimizer:
             if self.recipe.clip is not None:
                 gradient.clamp_(-self.recipe.clip, self.recipe.clip)
             self._apply(part, gradient.detach(), learning_rate)
+            del gradient
         self.drop_gradients()
         return True
 
@@ -106,6 +109,8 @@ class Optimizer:
         """Forget all gradients."""
         for part in self.parameters:
             part.parameter.grad = None
+        if self.buffers is not None:
+            self.buffers.take_back()
 
     def _store_initial(self, part: ParameterState) -> None:
         """Put the initial weights into their stored format."""

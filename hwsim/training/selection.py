@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,25 +15,45 @@ from hwsim.training.sparse import SparseBackprop
 from hwsim.training.step import Site
 from hwsim.training.ties import column_scores, decided_by_ties
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class KeptRows:
-    """The kept positions of a gradient of `rows` rows and `extent` columns, as torch index tensors.
+    """The kept positions of a gradient of `rows` rows and `extent` columns.
 
-    Ranked over the batch, `columns` are the kept columns of every row. Ranked by example, `rows_of` and `columns_of`
-    name each kept element, row after row, and `columns` are those that at least one row kept, ascending.
+    As torch index tensors: ranked over the batch, `columns` are the kept columns of every row. Ranked by example,
+    `rows_of` and `columns_of` name each kept element, row after row, and `columns` are those that at least one row
+    kept, ascending. They are made when asked for.
     """
 
     rank_over: str
     rows: int
     extent: int
     kept: int
-    columns: Tensor  # int64
     indices: np.ndarray  # int32, as the kernel returned them
     offsets: np.ndarray | None = None  # int64, rows + 1; by example only
-    rows_of: Tensor | None = None
-    columns_of: Tensor | None = None
+    device: torch.device = CPU
     by_ties: int | None = None  # kept places that the tie rule decided; counted in recorded steps, for magnitudes
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Columns that are kept at all (int64)."""
+        if self.offsets is None:
+            return torch.from_numpy(self.indices.astype(np.int64)).to(self.device)
+        counts = np.bincount(self.indices, minlength=self.extent)
+        return torch.from_numpy(np.flatnonzero(counts)).to(self.device)
+
+    @cached_property
+    def rows_of(self) -> Tensor:
+        """The row of each element kept by example (int64)."""
+        assert self.offsets is not None
+        return torch.from_numpy(np.repeat(np.arange(self.rows), np.diff(self.offsets))).to(self.device)
+
+    @cached_property
+    def columns_of(self) -> Tensor:
+        """The column of each element kept by example (int64)."""
+        return torch.from_numpy(self.indices.astype(np.int64)).to(self.device)
 
     def mask(self, gradient: Tensor) -> Tensor:
         """Return the gradient with everything that was not kept set to 0, at full size."""
@@ -40,7 +61,6 @@ class KeptRows:
         if self.rank_over == "batch":
             thinned[:, self.columns] = gradient[:, self.columns]
         else:
-            assert self.rows_of is not None and self.columns_of is not None
             thinned[self.rows_of, self.columns_of] = gradient[self.rows_of, self.columns_of]
         return thinned
 
@@ -78,30 +98,12 @@ def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows
 def choose(gradient: Tensor, kept: int, sparse: SparseBackprop, site: Site, gates: int = 1) -> KeptRows:
     """Rank the gradient and return what is kept of it: `kept` slices, the same number of each of `gates` parts."""
     ranked = gradient if sparse.rank == "before_cast" else read(gradient, site, "gradient", "grad_input")
-    by_batch = sparse.rank_over == "batch"
     indices, offsets = _positions(ranked, kept // gates, sparse, site, gates)
     by_ties = None
     if site.step.recorder is not None and sparse.score == "magnitude":
         by_ties = _count_ties(ranked, indices, offsets, gates)
-    flat = torch.from_numpy(indices.astype(np.int64))
-    if by_batch:
-        columns = flat.to(gradient.device)
-        return KeptRows("batch", len(gradient), gradient.shape[1], kept, columns, indices, by_ties=by_ties)
-    assert offsets is not None
-    rows = torch.from_numpy(np.repeat(np.arange(len(gradient)), np.diff(offsets)))
-    columns = torch.from_numpy(np.flatnonzero(np.bincount(indices, minlength=gradient.shape[1])))
-    return KeptRows(
-        "example",
-        len(gradient),
-        gradient.shape[1],
-        kept,
-        columns.to(gradient.device),
-        indices,
-        offsets,
-        rows.to(gradient.device),
-        flat.to(gradient.device),
-        by_ties,
-    )
+    rows, extent = gradient.shape
+    return KeptRows(sparse.rank_over, rows, extent, kept, indices, offsets, gradient.device, by_ties)
 
 
 def _positions(
@@ -117,6 +119,8 @@ def _positions(
         stream = site.stream("grad_input", stage) if sparse.score == "random" else 0
         found.append(kernels.select_topk(part, kept, rank_over=sparse.rank_over, score=sparse.score, stream=stream))
     if sparse.rank_over == "batch":
+        if gates == 1:
+            return np.asarray(found[0].indices, np.int32), None
         chosen = [np.asarray(part.indices, np.int32) + np.int32(gate * width) for gate, part in enumerate(found)]
         return np.concatenate(chosen), None
     indices, offsets = np.asarray(found[0].indices, np.int32), np.asarray(found[0].offsets, np.int64)

@@ -69,7 +69,7 @@ class Simplifier:
         width = gradient.shape[1]
         if kept is None:
             found = torch.count_nonzero(gradient, dim=0)
-        elif kept.columns_of is not None:  # by example; the kernel keeps no zeros
+        elif kept.offsets is not None:  # by example; the kernel keeps no zeros
             found = torch.bincount(kept.columns_of, minlength=width)
         else:
             found = torch.zeros(width, dtype=torch.int64, device=gradient.device)

@@ -13,6 +13,8 @@ from hwsim.training.sparse import SparseBackprop
 
 if TYPE_CHECKING:
     from hwsim.training.audit import Auditor
+    from hwsim.training.gradient_buffers import GradientBuffers
+    from hwsim.training.meeting import Meetings
     from hwsim.training.profiler import Profiler
     from hwsim.training.recorder import Recorder
     from hwsim.training.simplify import Simplifier
@@ -32,6 +34,8 @@ class Step:
     recorder: Recorder | None = None  # set in steps that are recorded
     profiler: Profiler | None = None  # set in steps that are profiled
     simplifier: Simplifier | None = None  # set in runs that remove hidden units
+    buffers: GradientBuffers | None = None  # set in runs whose optimizer hands gradients back
+    meetings: Meetings | None = None  # set where the plan names accumulate_grad
     recomputing: bool = False  # while activation checkpointing runs a part of the forward pass again
     output_layer: str = ""  # the layer whose GEMM ran last in the forward pass
     memories: dict[str, Tensor] = field(default_factory=dict)  # memorized backprop: what was dropped, by layer

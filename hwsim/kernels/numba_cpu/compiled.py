@@ -20,18 +20,24 @@ import numba
 cache_problem = ""
 
 
-def compiled(function: Callable[..., Any], error_model: str = "python") -> Any:
+def compiled(function: Callable[..., Any], error_model: str = "python", contract: bool = False) -> Any:
     """Compile a function on first call (`numba.njit`), releasing the interpreter lock, cached where possible.
 
     With ``error_model="numpy"`` a division by zero gives infinity or NaN; otherwise it raises, and that test keeps a
-    loop with a division from becoming vector code.
+    loop with a division from becoming vector code. `contract` lets a product and a sum become one fused operation: only
+    where no bits are promised.
     """
     global cache_problem  # noqa: PLW0603 (one note for the whole process)
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": error_model,
+        "fastmath": {"contract"} if contract else False,
+    }
     try:
-        dispatcher = numba.njit(nogil=True, cache=True, error_model=error_model)(function)
+        dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba found no folder that it can write
         cache_problem = str(error)
-        return numba.njit(nogil=True, error_model=error_model)(function)
+        return numba.njit(**options)(function)
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(index, "_source_stamp"):
         index._source_stamp = (index._source_stamp, sources_stamp())

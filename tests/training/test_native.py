@@ -1,0 +1,87 @@
+"""The fast float32 backward pass against the general one, and gradients whose memory is used again."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwsim import SparseBackprop, emulate
+from hwsim.kernels.numba_cpu import rows
+from hwsim.training import linear, native
+from hwsim.training.gradient_buffers import GradientBuffers
+
+SPARSE = {
+    "dense": None,
+    "few by example": SparseBackprop(k=3, rank_over="example", output_layer=True),
+    "many by example": SparseBackprop(k=20, rank_over="example", output_layer=True),
+    "over the batch": SparseBackprop(k=3, rank_over="batch", output_layer=True),
+}
+
+
+def network(width=33):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(70, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 5))
+
+
+def gradients(net, x, context):
+    net.zero_grad()
+    x = x.detach().requires_grad_()
+    with context:
+        net(x.t()).square().sum().backward()  # an input that is not contiguous
+    return [x.grad, *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_fast_pass_is_the_general_one(name, monkeypatch):
+    monkeypatch.setattr(native, "BREAK_EVEN", 0.3)
+    net, x = network(), torch.randn(70, 9)
+    fast = gradients(net, x, emulate(net, "float32", SPARSE[name]))
+    monkeypatch.setattr(linear, "is_native", lambda gradient, site: False)
+    general = gradients(net, x, emulate(net, "float32", SPARSE[name]))
+    for a, b in zip(fast, general, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert torch.equal(a == 0, b == 0), "what was dropped is exactly 0"
+    if SPARSE[name]:
+        assert (fast[3] == 0).all(1).any() or name == "many by example", "rows that nobody kept"
+
+
+@pytest.mark.parametrize("width", [70, 8000])  # a weight matrix below `NEAR` bytes, and one above
+def test_each_row_adds_up_its_own_rows(width):
+    rng = np.random.default_rng(1)
+    g, w = rng.standard_normal((7, 40), np.float32), rng.standard_normal((40, width), np.float32)
+    indices = np.concatenate([np.sort(rng.permutation(40)[:count]) for count in (0, 1, 3, 4, 5, 9, 40)]).astype(
+        np.int32
+    )
+    offsets = np.concatenate([[0], np.cumsum((0, 1, 3, 4, 5, 9, 40))])
+    out = np.full((7, width), np.nan, np.float32)
+    rows.grad_input_by_example(g, w, indices, offsets, out)
+    np.testing.assert_allclose(out, rows.keep_only(g, indices, offsets) @ w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_memory_that_is_used_again_holds_nothing_from_before(name):
+    net, twin = network(), network()
+    context, other = emulate(net, "float32", SPARSE[name]), emulate(twin, "float32", SPARSE[name])
+    context.step.buffers = buffers = GradientBuffers()
+    places = []
+    for step in range(6):
+        x = torch.randn(70, 9, generator=torch.Generator().manual_seed(step))
+        found, wanted = gradients(net, x, context), gradients(twin, x, other)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), step
+        places.append(net[0].weight.grad.data_ptr())
+        if step == 2:
+            net[0].weight.grad.add_(1.0)  # somebody writes into it
+        written = buffers.written(net[0].weight.grad)
+        assert written is not None and (net[0].weight.grad[~torch.from_numpy(written)] == 0).all()
+        kept = net[0].weight.grad if step == 3 else None  # somebody keeps it
+        before = None if kept is None else kept.clone()
+        del found
+        net.zero_grad()
+        buffers.take_back()
+        if kept is not None:
+            gradients(net, x + 1, context)
+            assert torch.equal(kept, before)
+            net.zero_grad()
+            buffers.take_back()
+            kept = None
+    assert places[0] == places[1] == places[2] == places[3] and places[4] != places[3]

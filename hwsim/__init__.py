@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hwsim.arithmetic.named import parse_format
     from hwsim.arithmetic.storage import Cast
     from hwsim.arithmetic.variance_retention import accumulator_width
+    from hwsim.assignment.procedure import assign
     from hwsim.catalog import (
         load_accelerator,
         load_experiment,
@@ -63,6 +64,7 @@ _HOME = {
     "load_experiment": "hwsim.catalog",
     "load_model": "hwsim.catalog",
     "run": "hwsim.pipeline",
+    "assign": "hwsim.assignment.procedure",
     # errors
     "HwsimError": "hwsim.errors",
     "SpecError": "hwsim.errors",

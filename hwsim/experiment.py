@@ -315,6 +315,22 @@ class Experiment(Spec):
         """
         return tuple(self._point(*spread) for spread in self._spread())
 
+    def network(self, configuration: str | None = None) -> tuple[str, Mapping[str, JsonValue], Recipe]:
+        """The model, its arguments and the recipe of a configuration; the baseline's unless named.
+
+        Its precision is not looked at, so that a plan file that it names need not be there.
+
+        Raises:
+            SpecError: there is no such configuration.
+        """
+        spread = {name: settings for name, _, settings in self._spread()}
+        name = configuration or self.baseline or next(iter(spread))
+        if name not in spread:
+            raise SpecError(f"configuration: got {name!r}, expected one of {', '.join(spread)}{near(name, spread)}")
+        model = from_plain(spread[name], PointSettings).model or self.model
+        recipe = self._recipe(spread[name]["training"])
+        return (model, {}, recipe) if isinstance(model, str) else (model.name, model.arguments, recipe)
+
     def _spread(self) -> list[tuple[str, str, dict[str, Any]]]:
         return [(name, family, self.configurations[family].apply(chosen)) for name, family, chosen in self._choices()]
 

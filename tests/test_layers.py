@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     | RECORDS
     | {"__version__", "training", "simulation", "measurement", "catalog", "data", "experiment", "hardware", "workload"}
     | {"provenance", "workload_file", "accumulation"},
+    "assignment": NUMBERS | READING | {"training", "kernels", "data", "catalog", "experiment", "provenance", "results"},
     "validation": NUMBERS
     | READING
     | RECORDS
@@ -70,7 +71,9 @@ DOORS = {
 TORCH_FREE = (
     "arithmetic/", "hardware/", "simulation/", "report/", "errors.py", "document.py", "spec.py", "spec_errors.py",
     "workload.py", "experiment.py", "records.py", "results.py", "section.py", "summary.py", "training/plan.py",
-    "training/plan_file.py", "training/presets.py", "training/profile.py", "advice.py", "training/recipe.py", "training/sparse.py", "training/result.py",
+    "assignment/criteria.py", "assignment/cost.py", "assignment/assignment.py", "assignment/plan_text.py",
+    "training/plan_file.py", "training/presets.py", "training/profile.py", "advice.py",
+    "training/recipe.py", "training/sparse.py", "training/result.py",
 )  # fmt: skip
 MAY_HOLD_CODE = {"__init__.py", "kernels/__init__.py"}
 

@@ -44,6 +44,7 @@ def read_any(path: Path) -> Spec:
 def _file_kinds() -> dict[str, tuple[str, str]]:
     """Schema to the class that reads it, imported only when such a file is met."""
     return {
+        "assignment": ("hwsim.assignment.assignment", "Assignment"),
         "accelerator": ("hwsim.hardware.accelerator", "Accelerator"),
         "energy": ("hwsim.hardware.energy", "EnergyTable"),
         "expected": ("hwsim.expected", "Expected"),

@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import accumulator, check, data, demo, doctor, listing, measure, report, run, show, simulate, vectors
+from hwsim.cli import (
+    accumulator,
+    assign,
+    check,
+    data,
+    demo,
+    doctor,
+    listing,
+    measure,
+    report,
+    run,
+    show,
+    simulate,
+    vectors,
+)
 from hwsim.cli.screen import print_error
 from hwsim.errors import HwsimError
 
@@ -46,6 +60,7 @@ def _hwsim(
 
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("assign")(assign.assign)
 app.command("simulate")(simulate.simulate)
 app.command("accumulator")(accumulator.accumulator)
 app.command("measure")(measure.measure)

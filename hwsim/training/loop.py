@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,25 @@ Progress = Callable[[float, str], None]
 """Called with the share of training done, and a note such as the epoch's dev accuracy."""
 
 
+class Observer(Protocol):
+    """Looks at each training step between its backward pass and its update, and changes nothing."""
+
+    def watch(self, model: nn.Module, steps: int) -> None:
+        """Prepare for a run of so many updates of this network."""
+
+    def look(self, number: int) -> None:
+        """Take note of the step of this number (from 0); the gradients stand in the parameters."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that was noted, to go into a checkpoint."""
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+
+    def leave(self) -> None:
+        """Leave the network as it was before `watch`."""
+
+
 def train(
     model: nn.Module,
     plan: PrecisionPlan | str = "float32",
@@ -64,6 +83,7 @@ def train(
     initialize: bool = True,
     data_dir: Path | str | None = None,
     profile: bool = False,
+    observer: Observer | None = None,
 ) -> TrainingResult:
     """Train `model`, in place, in the plan's arithmetic and return what was found.
 
@@ -79,6 +99,7 @@ def train(
         progress: called now and then with the share done and a note.
         initialize: draw the initial weights from the seed; False goes on from the weights as they are.
         data_dir: folder of the data sets, for `data` by name.
+        observer: looks at the gradients of every step; what it notes is part of the checkpoints.
         profile: record at some steps what the numbers do in every layer (docs/profiler.md); changes no result.
 
     Raises:
@@ -89,7 +110,7 @@ def train(
         hint = f"; hwsim.load_model({model!r}) gives one by name or path" if isinstance(model, str) else ""
         raise SpecError(f"model: got {model!r}, expected a torch network{hint}")
     dataset = load(data, data_dir) if isinstance(data, str) else data
-    run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile)
+    run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile, observer)
     if initialize:
         draw_initial_weights(model, seed, run.recipe.initial)
     with _torch_threads(1 if _is_small(model, run.recipe) else torch.get_num_threads()):
@@ -131,10 +152,12 @@ class _Run:
         out: Path | str | None,
         progress: Progress | None,
         profile: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self.model, self.plan, self.data, self.sparse, self.seed, self.recipe = model, plan, data, sparse, seed, recipe
         self.checkpoint = None if out is None else Path(out)
         self.progress = progress or (lambda share, note: None)
+        self.observer = observer
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.train_split = data.train.head(recipe.train_examples)
         self.emulation: Emulation = emulate(model, plan, sparse, seed)
@@ -162,6 +185,8 @@ class _Run:
         if self.recipe.simplify is not None:
             self.simplifier = Simplifier(self.recipe.simplify, self.sparse, self.model, self.inputs[:2].to(self.device))
         self.emulation.step.simplifier = self.simplifier
+        if self.observer is not None:
+            self.observer.watch(self.model, self.steps_per_epoch * self.recipe.epochs)
         self.started = self.saved = time.monotonic()
 
     def finish(self) -> TrainingResult:
@@ -172,6 +197,8 @@ class _Run:
             self._epoch()
             state.epoch, state.position, state.losses = state.epoch + 1, 0, []
             self._save()
+        if self.observer is not None:
+            self.observer.leave()
         workload = join_workloads(self.workloads)
         summary = self._summary(workload)
         if self.simplifier is not None and state.outcome == "finished":
@@ -238,6 +265,8 @@ class _Run:
             emulation.step.recorder = emulation.step.profiler = None
         if recorder is not None:
             self._note(recorder)
+        if self.observer is not None:
+            self.observer.look(state.number)
         if profiler is not None and reference is not None:
             comparison, float32 = reference
             factor = self.optimizer.loss_scale.factor  # memorized backprop remembers gradients that carry it
@@ -348,6 +377,8 @@ class _Run:
         for part in self.optimizer.parameters:
             tensors |= {f"state.{part.path}.{name}": value for name, value in part.states.items()}
         tensors |= self.simplifier.tensors() if self.simplifier else {}
+        if self.observer is not None:
+            tensors |= {f"observer.{name}": value for name, value in self.observer.tensors().items()}
         return tensors | {f"memory.{name}": value for name, value in self.emulation.step.memories.items()}
 
     def _identity(self) -> str:
@@ -409,6 +440,9 @@ class _Run:
                 value.copy_(tensors[f"state.{part.path}.{name}"])
         if self.simplifier is not None:
             self.simplifier.restore(tensors)
+        if self.observer is not None:
+            noted = {n.removeprefix("observer."): t for n, t in tensors.items() if n.startswith("observer.")}
+            self.observer.restore(noted)
         memories = {n.removeprefix("memory."): t for n, t in tensors.items() if n.startswith("memory.")}
         self.emulation.step.memories = {name: value.to(self.device) for name, value in memories.items()}
 

@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.training.audit import Auditor
-from hwsim.training.elementwise import computed, selected
-from hwsim.training.functions import LOSSES, OWN, PASSING, SPLITTING, treatment
+from hwsim.training.elementwise import computed, selected, writes_in_place
+from hwsim.training.functions import DIFFERENTIABLE_VIEWS, LOSSES, OWN, PASSING, SPLITTING, VIEW_PROPERTIES, treatment
+from hwsim.training.meeting import Meetings, shared
 from hwsim.training.plan import LayerPrecision, PrecisionPlan, Rule
 from hwsim.training.presets import parse_plan
 from hwsim.training.reducing import reduced
@@ -63,6 +64,7 @@ class Emulation:
         self.auditor = Auditor(plan.uncovered)
         self.step = Step(plan, sparse, seed, self.auditor)
         self.step.number = -1
+        self.step.meetings = Meetings() if plan.adds_gradients else None
         self._paths = {id(m): path for path, m in module.named_modules()} if module is not None else {}
         self._precisions: dict[str, LayerPrecision] = {}
         self._stack: list[tuple[str, bool]] = [("", False)]  # path, and whether a torch.nn module stands there
@@ -81,6 +83,8 @@ class Emulation:
         self._calls.clear()
         self.step.repeats.clear()
         self.step.weights_read.clear()
+        if self.step.meetings is not None:
+            self.step.meetings.clear()
         self._begun = True
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -178,6 +182,20 @@ class Emulation:
         self._watching = True
         self._exits[0].enter_context(self.auditor)
 
+    def parameters(self) -> Iterator[tuple[nn.Parameter, Site]]:
+        """Yield the module's parameters with the places of their gradients' sums, where the plan says how they add."""
+        step = self.step
+        if self.module is None or step.meetings is None:
+            return
+        for path, parameter in self.module.named_parameters():
+            yield parameter, Site(path, 0, step.plan.layer(path.rpartition(".")[0]), step, step.number)
+
+    def reader(self) -> Site:
+        """Return where a view is taken, by the first rule that matches the module's path (float32 if none does)."""
+        path, step = self._stack[-1][0], self.step
+        rule = next((rule for rule in step.plan.rules if rule.matches(path)), Rule())
+        return Site(f"{path}.view", self._count(f"reader {path}"), LayerPrecision(path, rule), step, step.number)
+
     def _count(self, key: str) -> int:
         call = self._calls.get(key, 0)
         self._calls[key] = call + 1
@@ -213,6 +231,8 @@ class _Mode(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         kind = treatment(name)
         if kind == "free":
+            if self.emulation.step.meetings is not None and (name in DIFFERENTIABLE_VIEWS or func in VIEW_PROPERTIES):
+                args = shared(self.emulation.reader(), args)
             result = func(*args, **kwargs)
             if self.emulation.step.recorder is not None:
                 result = self._note_view(name, args, result)
@@ -224,6 +244,8 @@ class _Mode(TorchFunctionMode):
         emulation = self.emulation
         site = emulation.site(name)
         emulation.called(site.layer, name)
+        if site.step.meetings is not None and not writes_in_place(func, kwargs):
+            args, kwargs = shared(site, args), {key: shared(site, value) for key, value in kwargs.items()}
         if kind == "own":
             return OWN[name](site, *args, **kwargs)  # notes itself
         if kind == "selecting" and name.rstrip("_") in PASSING:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+
 from hwsim.training.attention import multi_head_attention_forward, scaled_dot_product_attention
 from hwsim.training.convolution import conv1d, conv2d, refuse
 from hwsim.training.elementwise import dropout
@@ -49,6 +51,16 @@ FREE = _names(
 
 # Of these, the ones that give a tensor's parts: each part has a gradient of its own.
 SPLITTING = _names("chunk split split_with_sizes tensor_split unbind hsplit vsplit __iter__")
+
+# Of these, the ones whose result has a gradient to pass on.
+DIFFERENTIABLE_VIEWS = SPLITTING | _names(
+    """
+    cpu cuda to type type_as float view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose permute
+    movedim moveaxis swapaxes swapdims t adjoint contiguous expand expand_as broadcast_to broadcast_tensors narrow
+    select unfold diagonal as_strided alias ravel atleast_1d atleast_2d atleast_3d real
+    """
+)
+VIEW_PROPERTIES = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH"))
 
 # Copies values, or puts zeros in their place: what comes out is representable if what went in was.
 SELECTING = _names(

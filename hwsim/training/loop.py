@@ -25,6 +25,7 @@ from hwsim.training.checkpoint import load_checkpoint, save_checkpoint
 from hwsim.training.emulation import Emulation, emulate
 from hwsim.training.gradient_buffers import GradientBuffers
 from hwsim.training.initial import draw_initial_weights
+from hwsim.training.meeting import MicroBatches
 from hwsim.training.optimizer import Optimizer
 from hwsim.training.plan import PrecisionPlan
 from hwsim.training.presets import parse_plan
@@ -280,11 +281,13 @@ class _Run:
         """Run forward and backward under `emulation` with the loss times `factor`; return the sum of the losses."""
         share = torch.tensor(factor / (parts if self.recipe.loss == "mean" else 1), device=self.device)
         pieces = zip(inputs.chunk(parts), targets.chunk(parts), strict=True) if parts > 1 else [(inputs, targets)]
-        losses = []
+        losses, apart = [], MicroBatches(emulation.parameters() if parts > 1 else ())
         with emulation:  # where a call of torch costs some microseconds more
             for x, y in pieces:
                 losses.append(self._loss(self.model(x), y, emulation))
                 losses[-1].backward(gradient=share)
+                apart.take()
+        apart.join()
         return sum(float(loss.detach()) for loss in losses)
 
     def _reference(self) -> tuple[Comparison, Emulation]:

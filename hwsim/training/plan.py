@@ -58,8 +58,6 @@ CAST_KEYS = (
     *(f"bias.{role}" for role in PARAMETER_ROLES),
 )
 MAC_KEYS = (*GEMMS, *SUMS)
-# Named by the definitions, computed in float32 as yet: a plan that sets them is refused, never quietly ignored.
-NOT_EMULATED = ("accumulate_grad",)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,6 @@ class Rule:
         check_keys("casts", self.casts, CAST_KEYS)
         check_keys("macs", self.macs, MAC_KEYS)
         check_keys("scaling", self.scaling, SCALED_ROLES)
-        for key in NOT_EMULATED:
-            if key in self.casts or key in self.macs:
-                raise SpecError(f"{'macs' if key in SUMS else 'casts'}.{key}: not emulated yet, float32; leave it out")
         casts = {key: Cast.parse(value) for key, value in self.casts.items()}
         macs = {key: parse_mac(value) for key, value in self.macs.items()}
         for key in SUMS:
@@ -268,6 +263,11 @@ class PrecisionPlan:
             at_loss = {key: Cast.parse(text) for key, text in loss_formats(softmax_bits, rounding).items()}
             rules.insert(0, Rule("loss", casts | at_loss, rules[0].macs))
         return cls(title, tuple(rules), LossScale(loss_scale))
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether some rule says how gradients that meet at one tensor add up; else autograd adds them in float32."""
+        return any("accumulate_grad" in rule.macs for rule in self.rules)
 
     @property
     def needs_machine(self) -> bool:

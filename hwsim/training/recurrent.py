@@ -1,7 +1,7 @@
 """Recurrent layers as what they are made of: one GEMM over all time steps for inputs, one a step for the state.
 
-torch runs each of them as one fused op. Gradients of the recurrent weights, one part for each time step, meet in
-float32.
+torch runs each of them as one fused op. Gradients of the recurrent weights, one part for each time step, add
+up by `accumulate_grad`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from hwsim.errors import UnsupportedError
 from hwsim.training.elementwise import computed, dropout
 from hwsim.training.linear import linear
+from hwsim.training.meeting import shared
 from hwsim.training.step import Site
 
 State = tuple[Tensor, ...]
@@ -144,15 +145,16 @@ def _direction(
                 _alias(site, after, before)
             new = kept
         state = new
-        outputs[t] = new[0]
+        outputs[t] = shared(site, new[0])
     return _joined(site.part("stack"), torch.stack(outputs), outputs), state
 
 
 def _advance(site: Site, name: str, from_input: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     """Make one time step."""
     part = site.again("state")
-    from_state = linear(part, state[0], w, b, GATES.get(name, 1))
-    new = computed(part, CELLS[name], (from_input, from_state, state), {})
+    hidden, weight, bias = shared(part, (state[0], w, b))
+    from_state = linear(part, hidden, weight, bias, GATES.get(name, 1))
+    new = computed(part, CELLS[name], (from_input, from_state, shared(part, state)), {})
     new = new if isinstance(new, tuple) else (new,)
     if site.step.recorder is not None:
         gates = site.again("gates")

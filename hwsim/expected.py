@@ -37,6 +37,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from hwsim.document import parse_yaml, read_text
 from hwsim.errors import SpecError
 from hwsim.results import Results
 from hwsim.section import Axis, Cell, Column, Figure, Section, Series, Table
@@ -200,8 +201,9 @@ def tally(judgements: Sequence[Judgement]) -> str:
 
 
 def study_line(folder: Path | str) -> tuple[str, str]:
-    """Claim and verdict of the study in a folder, for a list; says what is missing instead of guessing.
+    """Claim (or the question, where none is claimed) and verdict of the study in a folder, for a list.
 
+    What is missing is said, never guessed.
     Without expected.yaml, the verdicts are those that the sections of its results state themselves.
 
     Raises:
@@ -209,7 +211,7 @@ def study_line(folder: Path | str) -> tuple[str, str]:
     """
     place = Path(folder)
     expected = Expected.read(place / "expected.yaml") if (place / "expected.yaml").is_file() else None
-    claim = expected.claim if expected else ""
+    claim = expected.claim if expected else _question(place / "experiment.yaml")
     if not (place / "results.json").is_file():
         return claim, "not run yet"
     results = Results.read(place / "results.json")
@@ -219,6 +221,13 @@ def study_line(folder: Path | str) -> tuple[str, str]:
         return claim, tally(judge(expected, results))
     stated = Counter(section.verdict for section in results.sections if section.verdict)
     return claim, ", ".join(f"{count} {verdict}" for verdict, count in stated.items()) or "states no expectation"
+
+
+def _question(path: Path) -> str:
+    """The question in an experiment file, without checking the rest; empty if there is no file or no question."""
+    plain = parse_yaml(read_text(path), str(path)).data if path.is_file() else None
+    question = plain.get("question", "") if isinstance(plain, dict) else ""
+    return question if isinstance(question, str) else ""
 
 
 def comparison_section(expected: Expected, results: Results) -> Section:

@@ -216,6 +216,8 @@ def test_a_wrong_file_is_refused_with_line_and_field(tmp_path, old, new, field):
 
 def test_a_study_line_says_what_is_missing(tmp_path):
     assert study_line(tmp_path) == ("", "not run yet")
+    (tmp_path / "experiment.yaml").write_text("schema: experiment/1\nquestion: Does it?\n", encoding="utf-8")
+    assert study_line(tmp_path) == ("Does it?", "not run yet"), "a question where nothing is claimed"
     (tmp_path / "expected.yaml").write_text(YAML, encoding="utf-8")
     assert study_line(tmp_path) == ("Top-k keeps the accuracy.", "not run yet")
     make_results().write(tmp_path / "results.json")

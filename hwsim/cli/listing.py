@@ -94,15 +94,11 @@ def _data() -> Rows:
 
 def _reports() -> Rows:
     from hwsim.catalog import reports
-    from hwsim.document import parse_yaml, read_text
     from hwsim.expected import study_line
 
-    rows = []
-    for name, path in reports().items():
-        claim, verdict = study_line(path.parent)
-        question = (parse_yaml(read_text(path), str(path)).data or {}).get("question", "")
-        rows.append((name, claim or question, verdict))
-    return ("name", "claim or question", "verdict"), rows
+    return ("name", "claim or question", "verdict"), [
+        (name, *study_line(path.parent)) for name, path in reports().items()
+    ]
 
 
 def _backends() -> Rows:

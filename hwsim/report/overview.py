@@ -65,7 +65,8 @@ def draw_overview(found: Iterable[Study]) -> str:
     )
     table = (
         '<div class="scroll" tabindex="0" role="region" aria-label="Studies"><table>'
-        '<thead><tr><th scope="col">study</th><th scope="col">claim</th><th scope="col">verdict</th></tr></thead>'
+        '<thead><tr><th scope="col">study</th><th scope="col">claim or question</th>'
+        '<th scope="col">verdict</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
     note = (

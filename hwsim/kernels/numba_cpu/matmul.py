@@ -323,10 +323,13 @@ def run(
         if m * n > 1 << 32 or (indices is not None and int(indices[-1]) + n > 1 << 32):
             raise UnsupportedError("matmul: more than 2**32 outputs with stochastic rounding have no vector kernel")
         positions = np.arange(k) if k_positions is None else k_positions
-        keys = keys_of(stage_stream(stream, Stage.ACCUMULATE), positions)
+        keys = keys_of(stage_stream(stream, Stage.ACCUMULATE), np.append(positions, 0))
         outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(-(-k // chunk)))
         index = (np.arange(m, dtype=np.int64) * n if indices is None else indices).astype(np.uint32)
-    function = kernel(chosen.recipe, chosen.outer, 8 * out.itemsize)
+    recipe = chosen.recipe
+    if recipe.random and recipe.bits == 32 and index is not None and n % 16 == 0 and not (index & 15).any():
+        recipe = replace(recipe, aligned=True)
+    function = kernel(recipe, chosen.outer, 8 * out.itemsize)
     first = (0, 0, 0) if start is None else (start.__array_interface__["data"][0], *start.strides)
     plain = keys is _BLANK
 
@@ -432,4 +435,3 @@ def facts_of_doubles(x: np.ndarray) -> Facts:
 def facts_of_start(start: np.ndarray) -> tuple[Facts, bool]:
     """Return facts of start values, and whether a negative zero is among them."""
     return facts_of_doubles(np.atleast_2d(start)), bool(np.any((start == 0) & np.signbit(start)))
-

@@ -26,7 +26,7 @@ from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, Numb
 from hwsim.arithmetic.rounding import Overflow, Rounding, RoundingMode
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import UnsupportedError
-from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, NUMBERS, SUMS, WHOLES
+from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, SUMS, WHOLES
 from hwsim.kernels.numba_cpu.matmul_tile import Recipe
 from hwsim.kernels.reference.rounding import overflow_keeps_largest
 
@@ -36,7 +36,9 @@ _MODES = (
     if _ARM
     else {"nearest": 0, "down": 0x400, "up": 0x800, "zero": 0xC00}
 )
-EXPLICIT_HALF = bool(get_host_cpu_features().get("avx512f"))  # a conversion to float16 with a rounding of its own
+EXPLICIT = bool(get_host_cpu_features().get("avx512f"))  # instructions that name their own rounding
+MOST_SPLIT_BITS = 10  # m with 23 - m >= m + 2 (see `Step._split`)
+SHORT_PRODUCTS = all(get_host_cpu_features().get(name) for name in ("avx512bw", "avx512vnni"))
 _MAX_STEP_EXPONENT = 200  # fixed point beyond 2**+-200 is left to the reference
 
 
@@ -165,17 +167,22 @@ def _accumulation(
         cast.rounding.mode is not RoundingMode.NEAREST_AWAY
     ):
         return 32, _direct_sum(cast.rounding), "none"
-    growth = _largest_sum(term, start, k, p)
+    settles = order == "sequential" and cast.rounding.mode in (RoundingMode.NEAREST_EVEN, RoundingMode.TOWARD_ZERO)
+    growth = _largest_sum(term, start, k, p, settles)
     if order == "kahan":
         growth *= 8  # the sum, the compensated term and the compensation all stay far below
     exact = order == "sequential" and growth < 2.0 ** min(lsb + 24, 1000)
     safe = exact or (term.precision <= p and 2 * p + 2 <= 24 and term.lsb >= -149)
-    if nearest and safe and not (term.special or start.special):
+    special = term.special or start.special
+    if nearest and not special:
         rule = _magic_rule(cast, fmt, lsb, growth, order, signed_zero_start, term)
-        if rule:
-            return 32, "near", rule
+        if rule and (safe or (rule == "split" and EXPLICIT)):
+            return 32, "near" if safe else "once", rule
+    in_range = growth < fmt.largest and lsb >= fmt.smallest_exponent and fmt.emin >= -126
+    if in_range and order == "sequential" and not nearest and not special and _bits_suffice(cast, fmt, p):
+        return 32, _direct_sum(cast.rounding), _bits_rule(cast, fmt, 32)
     half = fmt.exponent_bits == 5 and fmt.mantissa_bits == 10 and fmt.emax == 15 and plain_infinity
-    if nearest and half and EXPLICIT_HALF:
+    if nearest and half and EXPLICIT:
         return 32, "odd", "halves"
     fits = 23 - fmt.mantissa_bits >= 2
     if cast.rounding.stochastic:
@@ -204,19 +211,35 @@ def _fixed_accumulation(
     return (64, *_general_sum(cast, 64))
 
 
-def _largest_sum(term: Facts, start: Facts, k: int, p: int) -> float:
-    """Bound every partial sum, roundings included: each can grow the sum by a factor of 1 + 2**(1-p)."""
+def _bits_rule(cast: Cast, fmt: FloatingPoint, bits: int) -> str:
+    low = cast.rounding.stochastic and bits == 32 and fmt.mantissa_bits == 7 and SHORT_PRODUCTS
+    mode = LOW_WORDS if low and cast.rounding.random_bits <= 16 else cast.rounding.mode
+    return f"bits_{mode}" + ("+saturate" if cast.overflow is Overflow.SATURATE else "")
+
+
+def _bits_suffice(cast: Cast, fmt: FloatingPoint, p: int) -> bool:
+    """Whether rounding at a fixed bit of the float32 code is right for sums that are in range or exact below it."""
+    whole = fmt.infinities and fmt.negative_zero and cast.overflow in (Overflow.NATIVE, Overflow.SATURATE)
+    return whole and p + max(2, cast.rounding.random_bits if cast.rounding.stochastic else 0) <= 24
+
+
+def _largest_sum(term: Facts, start: Facts, k: int, p: int, settles: bool) -> float:
+    """Bound every partial sum, roundings included: each can grow the sum by a factor of 1 + 2**(1-p).
+
+    A sum that `settles` (sequential, to nearest or toward zero) stops growing where a term is below half a step.
+    """
     if term.top + start.top > 900 or term.top > 900:
         return math.inf
     growth = math.exp(min((k + 1) * 2.0 ** (1 - p), 700))
     first = 2.0**start.top if start.top > -1000 else 0.0
-    return (first + k * 2.0 ** max(term.top, -1000)) * growth
+    bound = (first + k * 2.0 ** max(term.top, -1000)) * growth
+    return min(bound, max(2.0 ** max(term.top + p, -1000), first)) if settles else bound
 
 
 def _magic_rule(
     cast: Cast, fmt: FloatingPoint, lsb: int, growth: float, order: str, signed_zero_start: bool, term: Facts
 ) -> str:
-    """Return the cheapest rule that rounds by adding a magic number, or "" if none is proven."""
+    """Return the cheapest rule that rounds by adding a large number, or "" if none is proven."""
     if not (fmt.negative_zero and fmt.smallest_exponent >= -149 + 1):
         return ""
     reach = max(fmt.emax + 1, term.top) + 1  # the accumulator stays in range or is checked against it
@@ -225,7 +248,7 @@ def _magic_rule(
         return ""
     above_subnormals = lsb >= fmt.smallest_exponent and not signed_zero_start
     if plain and above_subnormals:
-        return "magic"
+        return "split" if fmt.mantissa_bits <= MOST_SPLIT_BITS else "magic"
     if order == "kahan":
         return ""
     if fmt.emin < -126:
@@ -320,7 +343,7 @@ def _general(cast: Cast, bits: int) -> tuple[str, np.ndarray]:
             if not native or mode in (RoundingMode.NEAREST_AWAY, RoundingMode.STOCHASTIC):
                 raise UnsupportedError(f"matmul: {cast} has no vector kernel")
             return "none", parameter_block(cast, bits)
-        return f"bits_{mode}" + ("" if native else "+saturate"), parameter_block(cast, bits)
+        return _bits_rule(cast, fmt, bits), parameter_block(cast, bits)
     if bits == 64 and not (fmt.emin > -900 and fmt.emax < 900):
         raise UnsupportedError(f"matmul: {cast} has no vector kernel")
     suffix = "" if fmt.negative_zero else "+unsigned"
@@ -377,6 +400,8 @@ def parameter_block(cast: Cast, bits: int) -> np.ndarray:
         m = fmt.mantissa_bits
         dropped = fraction - m
         numbers |= {"magic": 1.5 * 2.0**dropped, "smallest_normal": fmt.smallest_normal}
+        numbers |= {"split": 2.0**dropped, "split_less_one": 2.0**dropped - 1}
+        numbers |= {"twice_split": 2.0 ** (dropped + 1), "twice_split_less_one": 2.0 ** (dropped + 1) - 1}
         numbers["top"] = 2.0 ** min(fmt.emax + 1, bias)
         wholes |= {"scale": (2 * bias + m) << fraction, "unscale": m << fraction, "dropped": dropped}
         wholes["keep_mask"] = -1 << dropped
@@ -385,6 +410,7 @@ def parameter_block(cast: Cast, bits: int) -> np.ndarray:
         if dropped:
             wholes |= {"half": 1 << (dropped - 1), "half_minus_one": (1 << (dropped - 1)) - 1}
         wholes["random_place"] = max(dropped - rounding.random_bits, 0)
+        wholes["random_mask"] = ((1 << rounding.random_bits) - 1) << wholes["random_place"]
     with np.errstate(over="ignore"):
         floats = np.array([numbers.get(name, 0.0) for name in NUMBERS], kind)
     width = 1 << bits

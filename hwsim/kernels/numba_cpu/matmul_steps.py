@@ -4,7 +4,7 @@ The sum of a product and the accumulator is formed so that the rounding which fo
 exact sum would give. `SUMS` says how: under the processor's rounding toward zero, down or up, a fused multiply-add
 followed by the same rule to fewer bits is that rule once; for the other rules the sum is rounded *to odd* first,
 which any later rounding to at least two bits fewer cannot tell from the exact sum. "near" (plain round to nearest) is
-used only where `matmul_bounds` proves that it does no harm.
+used only where `matmul_plan` proves that it does no harm; "once" forms and rounds the sum together (`matmul_once`).
 
 Round to odd costs two fused multiply-adds under round-down: d = RD(s) and u = -RD(-s) = RU(s). If they differ, they
 are neighbours and the one with the odd code is the result; if not, s is exact.
@@ -19,18 +19,21 @@ from llvmlite import ir
 from hwsim.kernels.numba_cpu.vector_ir import Lanes
 
 # How the sum is formed -> rounding mode of the processor while it runs (see `processor_mode`).
-SUMS = {"near": "nearest", "odd": "down", "zero": "zero", "down": "down", "up": "up"}
+SUMS = {"near": "nearest", "once": "nearest", "odd": "down", "zero": "zero", "down": "down", "up": "up"}
 
 # Places of the run-time numbers in the parameter block: floats, then integers (same width as the lanes).
 NUMBERS = (
     "one", "magic", "smallest_normal", "top", "largest", "lowest", "over", "under", "infinity", "minus_infinity",
-    "step", "inverse_step", "random_range", "modulus", "inverse_modulus",
+    "step", "inverse_step", "random_range", "modulus", "inverse_modulus", "split", "split_less_one",
+    "twice_split", "twice_split_less_one",
 )  # fmt: skip
 WHOLES = (
     "scale", "unscale", "dropped", "half_minus_one", "half", "low_mask", "keep_mask", "last", "random_shift",
-    "random_place",
+    "random_place", "random_mask",
 )  # fmt: skip
 BLOCK = len(NUMBERS) + len(WHOLES)
+
+LOW_WORDS = "stochastic_low"  # mode of "bits" whose words come as `random_mask` bits, in the place of those dropped
 
 
 class Step:
@@ -87,7 +90,7 @@ class Step:
 
     # ------------------------------------------------------------------ roundings
     def round(self, rule: str, x: Any, word: Any = None) -> Any:
-        """Round x by a rule: none, magic, half, bits_MODE, scaled_MODE, fixed_MODE, wrapped_MODE, clamped."""
+        """Round x by a rule: none, split, magic, half, bits_MODE, scaled_MODE, fixed_MODE, wrapped_MODE, clamped."""
         family, _, mode = rule.partition("_")
         if family == "none":
             return x
@@ -110,6 +113,17 @@ class Step:
             return rounded
         checked = v.where(rounded, ">", self.number("largest"), self.number("over"), rounded)
         return v.where(rounded, "<", self.number("lowest"), self.number("under"), checked)
+
+    def _split(self, _mode: str, x: Any, _word: Any) -> Any:
+        """Nearest even in two operations, where nothing may under- or overflow and 2 bits more than p are dropped.
+
+        With d bits to drop, x * 2**d - x rounded to 24 bits is x * 2**d - r, r being x rounded to 24 - d bits: x * 2**d
+        is a multiple of the place that is rounded to, and even there where x is a tie, so that r is the even
+        neighbor. Just above a power of two the place is half as large, which still gives that power if d >= m + 2.
+        (Veltkamp's splitting adds x instead, which fails just below powers of two.)
+        """
+        v = self.v
+        return v.fma(x, self.number("split"), v.neg(v.mul(x, self.number("split_less_one"))))
 
     def _half(self, _mode: str, x: Any, _word: Any) -> Any:
         """float16 by the processor's own conversions."""
@@ -143,6 +157,8 @@ class Step:
             code = b.add(code, b.and_(self.whole("low_mask"), b.not_(negative)))
         elif mode == "down":
             code = b.add(code, b.and_(self.whole("low_mask"), negative))
+        elif mode == LOW_WORDS:
+            code = b.add(code, word)
         elif mode == "stochastic":
             code = b.add(code, b.shl(b.lshr(word, self.whole("random_shift")), self.whole("random_place")))
         kept = b.and_(code, self.whole("keep_mask"))

@@ -13,9 +13,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, NUMBERS, WHOLES, Step
+from hwsim.kernels.numba_cpu.matmul_once import nearest_once
+from hwsim.kernels.numba_cpu.matmul_random import TileWords, random_word
+from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, WHOLES, Step
 from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
-from hwsim.kernels.random_bits import M1, M2
+
+# Rules to nearest without overflow, under which Kahan's last difference is exact: if |total| >= |y|, back is what y
+# really added, and the error of a sum rounded to nearest has p bits; else back is y give or take one unit in its last
+# place, and the difference of numbers so close has p bits too.
+LAST_IS_EXACT = ("split", "magic")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Recipe:
         product: rounding of the product, "none" for exact.
         order: "sequential" or "kahan".
         counts: whether swamped, overflowed and added terms are counted.
+        aligned: whether the output index of every vector's first lane is a multiple of 16 (random words come cheaper).
     """
 
     bits: int
@@ -37,15 +44,16 @@ class Recipe:
     product: str = "none"
     order: str = "sequential"
     counts: bool = False
+    aligned: bool = False
 
     def __str__(self) -> str:
-        return f"{self.bits} {self.sums} {self.rule} {self.product} {self.order} {int(self.counts)}"
+        return f"{self.bits} {self.sums} {self.rule} {self.product} {self.order} {int(self.counts)} {int(self.aligned)}"
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Read the text form."""
-        bits, sums, rule, product, order, counts = text.split()
-        return cls(int(bits), sums, rule, product, order, counts == "1")
+        bits, sums, rule, product, order, counts, aligned = text.split()
+        return cls(int(bits), sums, rule, product, order, counts == "1", aligned == "1")
 
     @property
     def states(self) -> int:
@@ -90,19 +98,10 @@ class _Tile:
         self.lanes = Lanes(builder, recipe.bits)
         self.step = Step(self.lanes, blocks)
         self.product_step = Step(self.lanes, builder.add(blocks, INT64(BLOCK * self.lanes.bytes)))
-        self.index = self._row_indices(index) if recipe.random else []
-
-    def _row_indices(self, index: Any) -> list[list[Any]]:
-        """Return the low 32 bits of each lane's output index, for each row and vector."""
-        b, count = self.builder, self.lanes.count
-        words = ir.VectorType(INT32, count)
-        found = []
-        for row in range(self.rows):
-            base = self.lanes.spread(self.lanes.load_scalar(b.add(index, INT64(4 * row)), INT32))
-            found.append(
-                [b.add(base, ir.Constant(words, [v * count + j for j in range(count)])) for v in range(self.vectors)]
-            )
-        return found
+        self.words: TileWords | None = None
+        if recipe.random:
+            mask = self.step.whole("random_mask") if LOW_WORDS in recipe.rule else None
+            self.words = TileWords(self.lanes, rows, vectors, self.keys, index, recipe.aligned, mask)
 
     def _places(self) -> list[tuple[int, int, int]]:
         return [(s, r, v) for s in range(self.recipe.states) for r in range(self.rows) for v in range(self.vectors)]
@@ -130,13 +129,14 @@ class _Tile:
         for place in places:
             held[place].add_incoming(start[place], before)
         columns = [lanes.load(b.add(right, INT64(64 * v))) for v in range(self.vectors)]
-        key = self._key(k)
+        if self.words is not None:
+            self.words.start(k)
         new = {}
         for row in range(self.rows):
             factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(self.a_row, INT64(row)))))
             for v in range(self.vectors):
                 old = [held[s, row, v] for s in range(self.recipe.states)]
-                word = self._word(key, row, v) if self.recipe.random else None
+                word = self.words.word(row, v) if self.words is not None else None
                 for s, value in enumerate(self._advance(factor, columns[v], old, word)):
                     new[s, row, v] = value
         k_next = b.add(k, INT64(1))
@@ -169,18 +169,21 @@ class _Tile:
         if recipe.product != "none":
             product = self.product_step.round(recipe.product, v.mul(a, b))
 
-        def term_plus(other: Any) -> Any:
-            if product is None:
-                return step.sum_product(recipe.sums, a, b, other)
-            return step.sum_two(recipe.sums, product, other)
+        def term_plus(other: Any, word: Any = None) -> Any:
+            x, y = (a, b) if product is None else (product, step.number("one"))
+            if recipe.sums == "once":
+                return nearest_once(step, x, y, other)
+            return step.round(recipe.rule, step.sum_product(recipe.sums, x, y, other), word)
 
         if recipe.order == "kahan":
             total, lost = old[:2]
-            y = step.round(recipe.rule, term_plus(v.neg(lost)))
-            t = step.round(recipe.rule, step.sum_two(recipe.sums, total, y))
-            back = step.round(recipe.rule, step.sum_two(recipe.sums, t, v.neg(total)))
-            return [t, step.round(recipe.rule, step.sum_two(recipe.sums, back, v.neg(y)))]
-        new = step.round(recipe.rule, term_plus(old[0]), word)
+            sums = "near" if recipe.sums == "once" else recipe.sums  # both addends have p bits
+            y = term_plus(v.neg(lost))
+            t = step.round(recipe.rule, step.sum_two(sums, total, y))
+            back = step.round(recipe.rule, step.sum_two(sums, t, v.neg(total)))
+            lost = step.sum_two(sums, back, v.neg(y))
+            return [t, lost if recipe.rule in LAST_IS_EXACT else step.round(recipe.rule, lost)]
+        new = term_plus(old[0], word)
         if not recipe.counts:
             return [new]
         term = v.mul(a, b) if product is None else product
@@ -204,20 +207,6 @@ class _Tile:
         overflowed = b.and_(b.and_(edge, finite(old[0])), real)
         adds = [b.select(x, one, zero) for x in (swamped, overflowed, real)]
         return [v.add(count, more) for count, more in zip(old[1:], adds, strict=True)]
-
-    def _key(self, k: Any) -> tuple[Any, Any] | None:
-        """Load the random key of this k and spread its halves."""
-        if not self.recipe.random:
-            return None
-        b = self.builder
-        key = self.lanes.load_scalar(b.add(self.keys, b.mul(k, INT64(8))), INT64)
-        low = self.lanes.spread(b.trunc(key, INT32))
-        return low, self.lanes.spread(b.trunc(b.lshr(key, INT64(32)), INT32))
-
-    def _word(self, key: tuple[Any, Any] | None, row: int, vector: int) -> Any:
-        """Return `random_bits.word` for each lane."""
-        assert key is not None
-        return random_word(self.builder, self.index[row][vector], key)
 
 
 def _address_intrinsic(kind: Any, number: Any) -> tuple[Any, Any]:
@@ -355,18 +344,6 @@ def _emit_join(
     group.add_incoming(following, b.block)
     b.cbranch(b.icmp_signed("<", following, count), body, after)
     b.position_at_end(after)
-
-
-def random_word(b: ir.IRBuilder, index: Any, key: Any) -> Any:
-    """Return `random_bits.word` of each lane, from the low halves of the indices and the two halves of the key."""
-
-    def whole(value: int) -> Any:
-        return ir.Constant(index.type, [value] * index.type.count)
-
-    x = b.xor(index, key[0])
-    x = b.mul(b.xor(x, b.lshr(x, whole(16))), whole(M1))
-    x = b.mul(b.xor(b.xor(x, b.lshr(x, whole(15))), key[1]), whole(M2))
-    return b.xor(x, b.lshr(x, whole(15)))
 
 
 @intrinsic(prefer_literal=True)

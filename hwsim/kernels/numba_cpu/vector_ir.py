@@ -13,6 +13,7 @@ from llvmlite import ir
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
+DIRECTIONS = {"nearest": 8, "down": 9, "up": 10, "zero": 11}  # the immediate of an AVX-512 instruction that rounds so
 
 
 class Lanes:
@@ -76,6 +77,13 @@ class Lanes:
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         """Return x * y + z with one rounding."""
         return self._call("fma", x, y, z)
+
+    def fma_toward(self, direction: str, x: Any, y: Any, z: Any) -> Any:
+        """Return x * y + z rounded nearest, down, up or to zero, whatever the processor's mode is (AVX-512 only)."""
+        name = f"llvm.x86.avx512.vfmadd.p{'s' if self.bits == 32 else 'd'}.512"
+        kind = ir.FunctionType(self.floats, [self.floats, self.floats, self.floats, INT32])
+        function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
+        return self.builder.call(function, [x, y, z, INT32(DIRECTIONS[direction])])
 
     def mul(self, x: Any, y: Any) -> Any:
         """Return x * y."""

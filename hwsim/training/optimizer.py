@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import sqrt
 from typing import Any
 
@@ -43,6 +44,11 @@ class ParameterState:
     precision: LayerPrecision
     states: dict[str, Tensor] = field(default_factory=dict)
 
+    @cached_property
+    def is_float32(self) -> bool:
+        """Whether weight and states are float32 throughout."""
+        return all(self.cast(role) is None for role in ("master_weight", "optimizer_state", "compensation"))
+
     def cast(self, role: str) -> Cast | None:
         """Return how the parameter, or a state of it, is stored; None means float32."""
         return self.precision.cast(role, "bias" if is_bias(self.path) else "")
@@ -60,6 +66,7 @@ class Optimizer:
         self.updates = 0
         self.profiler: Profiler | None = None  # set in steps that are profiled
         self.loss_scale = ScaleKeeper(plan.loss_scale)
+        self._prepared: tuple[Any, Any, Any] = (None, None, None)  # for which update; its fused kernel and scalars
         self.buffers: GradientBuffers | None = None  # where the gradients' memory is handed back to
         self.parameters = [
             ParameterState(path, p, plan.layer(path.rpartition(".")[0]))
@@ -184,26 +191,30 @@ class Optimizer:
         weight.copy_(new)
 
     def _fuses(self, part: ParameterState, gradient: Tensor) -> bool:
-        roles = ("master_weight", "optimizer_state", "compensation")
-        on_cpu = gradient.device.type == "cpu" and backends.forced() in (None, "numba")
-        return on_cpu and all(part.cast(role) is None for role in roles)
+        return part.is_float32 and gradient.device.type == "cpu" and backends.forced() in (None, "numba")
 
     def _apply_fused(self, part: ParameterState, weight: Tensor, gradient: Tensor, rate: float) -> None:
+        if self._prepared[0] != (self.updates, rate):
+            self._prepared = ((self.updates, rate), *self._fused_kernel(rate))
+        _, kernel, scalars = self._prepared
+        states = [state.view(-1).numpy() for state in part.states.values()]
+        kernel(weight.view(-1).numpy(), gradient.contiguous().view(-1).numpy(), *states, *scalars)
+
+    def _fused_kernel(self, rate: float) -> tuple[Callable[..., None], list[np.float32]]:
+        """Return this update's kernel, which takes weight, gradient and states, and the scalars behind those."""
         from hwsim.kernels.numba_cpu import update
 
-        flat: dict[str, Any] = {name: state.view(-1).numpy() for name, state in part.states.items()}
-        w, g, epsilon = weight.view(-1).numpy(), gradient.contiguous().view(-1).numpy(), np.float32(self._epsilon)
-        kernel: Callable[..., None]
+        scalars: tuple[float, ...]
         if self.recipe.optimizer == "sgd" and not self.recipe.momentum:
-            update.sgd(w, g, np.float32(rate))
+            kernel, scalars = update.sgd, (rate,)
         elif self.recipe.optimizer == "sgd":
-            update.momentum(w, g, flat["momentum"], np.float32(rate), np.float32(self.recipe.momentum))
+            kernel, scalars = update.momentum, (rate, self.recipe.momentum)
         elif self.recipe.optimizer == "adagrad":
-            update.adagrad(w, g, flat["square_sum"], np.float32(rate), epsilon)
+            kernel, scalars = update.adagrad, (rate, self._epsilon)
         else:
-            keep1, new1, keep2, new2, corrected, correction = map(np.float32, self._adam_factors(rate))
-            kernel = update.adam
-            kernel(w, g, flat["moment1"], flat["moment2"], corrected, keep1, new1, keep2, new2, correction, epsilon)
+            keep1, new1, keep2, new2, corrected, correction = self._adam_factors(rate)
+            kernel, scalars = update.adam, (corrected, keep1, new1, keep2, new2, correction, self._epsilon)
+        return kernel, [np.float32(scalar) for scalar in scalars]
 
     def _stream(self, part: ParameterState, stage: str) -> int:
         return stream(self.seed, "train", part.path, "update", stage, self.updates)

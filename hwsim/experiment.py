@@ -214,6 +214,8 @@ class Experiment(Spec):
     engine: Literal["fast", "events"] = "fast"
     baseline: str | None = None
     """The configuration that the others are compared with; the first one unless named."""
+    analyses: tuple[Literal["pareto", "ties", "break_even", "meprop_counts", "meprop_cpu", "meprop_gpu"], ...] = ()
+    """Sections that the page gets besides what every page has (`hwsim.analysis`)."""
     target_accuracy: Share | None = None
     """Dev accuracy that "to the target" means; one point under the baseline's mean dev accuracy unless stated."""
     profile: bool = False

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import hwsim
 from hwsim import provenance
 from hwsim.accumulation import plan_on
+from hwsim.analysis.sections import analyze
 from hwsim.catalog import load_accelerator, load_experiment, load_model, model_file
 from hwsim.data.dataset import Dataset, load
 from hwsim.errors import HwsimError, SpecError, UnsupportedError
@@ -31,6 +32,7 @@ from hwsim.hardware.accelerator import Accelerator
 from hwsim.hardware.energy import load_energy_table
 from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results, locked, write_atomically
+from hwsim.section import Section
 from hwsim.simulation.sparsity import Sparsity
 from hwsim.spec import Spec, dump_json, load_json, to_plain
 from hwsim.workload import Workload
@@ -143,8 +145,9 @@ def run(
             target_accuracy=experiment.target_accuracy,
             provenance=_provenance(records.values(), data, time.monotonic() - started),
         )
-        if expected is not None:
-            results = results.model_copy(update={"sections": (comparison_section(expected, results),)})
+        sections: tuple[Section, ...] = () if expected is None else (comparison_section(expected, results),)
+        sections += analyze(experiment.analyses, results, experiment.folder)
+        results = results.model_copy(update={"sections": sections})
         results.write(paths.folder / "results.json")
     return results
 

@@ -45,8 +45,9 @@ ALLOWED: dict[str, set[str]] = {
     | READING
     | RECORDS
     | {"__version__", "training", "simulation", "measurement", "catalog", "data", "experiment", "hardware", "workload"}
-    | {"provenance", "workload_file", "accumulation"},
+    | {"provenance", "workload_file", "accumulation", "analysis"},
     "assignment": NUMBERS | READING | {"training", "kernels", "data", "catalog", "experiment", "provenance", "results"},
+    "analysis": READING | RECORDS | {"catalog", "measurement", "validation"},
     "validation": NUMBERS
     | READING
     | RECORDS

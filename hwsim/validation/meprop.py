@@ -45,8 +45,8 @@ class Speedups:
         return float(np.exp(np.abs(logs - (logs.max() + logs.min()) / 2).max()))
 
 
-def one_layer(machine: Accelerator) -> Speedups:
-    """Table 7: both backward GEMMs of one hidden layer, with selection and gathering of what is kept."""
+def one_layer(machine: Accelerator, kept: Sequence[int] = KEPT) -> np.ndarray:
+    """Return the speed-up by k of table 7: both backward GEMMs of one hidden layer, with selection and gathering."""
     layers = [LinearShape(name, WIDTH, WIDTH) for name in ("before", "layer", "after")]
 
     def time_us(workload: Workload) -> float:
@@ -57,11 +57,11 @@ def one_layer(machine: Accelerator) -> Speedups:
         cycles = sum(op.end_cycle - op.start_cycle for op in wanted)
         return cycles / (machine.clock.running_ghz * 1e3) + launches
 
-    return _speedups(layers, time_us, TABLE_7_MS)
+    return _speedups(layers, time_us, kept)
 
 
-def whole_backward(machine: Accelerator) -> Speedups:
-    """Table 8: everything from the loss back to the first layer of a 784-8192-8192-10 network (two hidden layers)."""
+def whole_backward(machine: Accelerator, kept: Sequence[int] = KEPT) -> np.ndarray:
+    """Return the speed-up by k of table 8: from the loss back to the first layer of a 784-8192-8192-10 network."""
     layers = [LinearShape("first", 784, WIDTH), LinearShape("second", WIDTH, WIDTH), LinearShape("output", WIDTH, 10)]
 
     def time_us(workload: Workload) -> float:
@@ -70,20 +70,26 @@ def whole_backward(machine: Accelerator) -> Speedups:
         launches = machine.launch.overhead_us * len(wanted) if machine.launch else 0.0
         return sum(op.end_cycle - op.start_cycle for op in wanted) / (machine.clock.running_ghz * 1e3) + launches
 
-    return _speedups(layers, time_us, TABLE_8_MS)
+    return _speedups(layers, time_us, kept)
 
 
-def _speedups(
-    layers: Sequence[LinearShape], time_us: Callable[[Workload], float], measured_ms: Sequence[float]
-) -> Speedups:
+def _speedups(layers: Sequence[LinearShape], time_us: Callable[[Workload], float], kept: Sequence[int]) -> np.ndarray:
     dense = time_us(workload_of(layers, batch=BATCH, training=True))
-    sparse = [time_us(workload_of(layers, batch=BATCH, training=True, topk=RandomTopK(kept))) for kept in KEPT]
-    return Speedups(measured_ms[0] / np.array(measured_ms[1:]), dense / np.array(sparse))
+    sparse = [time_us(workload_of(layers, batch=BATCH, training=True, topk=RandomTopK(k))) for k in kept]
+    return dense / np.array(sparse)
+
+
+def beside(measured_ms: Sequence[float], simulated: np.ndarray) -> Speedups:
+    """Return a table's speed-ups beside simulated ones."""
+    return Speedups(measured_ms[0] / np.array(measured_ms[1:]), simulated)
 
 
 def meprop_section(machine: Accelerator) -> Section:
     """Both tables, measured beside simulated."""
-    found = {"table 7, one layer": one_layer(machine), "table 8, whole backward": whole_backward(machine)}
+    found = {
+        "table 7, one layer": beside(TABLE_7_MS, one_layer(machine)),
+        "table 8, whole backward": beside(TABLE_8_MS, whole_backward(machine)),
+    }
     falls = all(np.all(np.diff(speedups.simulated) < 0) for speedups in found.values())
     alike = all(speedups.scaled_worst_factor <= 2.0 for speedups in found.values())
     rows = [

@@ -335,6 +335,45 @@ def test_streaming_stores_write_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.undo()
 
 
+CHUNK_FORMATS = ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "binary8p3ue", "float4_e2m1fn", "fixed8.6"]
+
+
+@pytest.mark.parametrize("name", CHUNK_FORMATS)
+@pytest.mark.parametrize("rule", ["nearest_even", "toward_zero", "up", "to_odd", "stochastic"])
+def test_rare_values_out_of_range_in_a_long_array(name: str, rule: str) -> None:
+    """Chunks without such values go a shorter way; a chunk with some is done again, and so are the next ones."""
+    rng = np.random.default_rng(0)
+    fmt = hwsim.parse_format(name)
+    gap = compiled.WARY + 2
+    x = (rng.uniform(-1, 1, 5 * gap * compiled.CHUNK + 5) * min(fmt.largest, 1e30)).astype(np.float32)
+    for chunk, value in ((1, min(fmt.largest * 1.01, 3.4e38)), (2, 3e38), (gap + 1, -np.inf), (4 * gap, -3e38)):
+        x[chunk * compiled.CHUNK + 77] = value
+    x[3 * gap * compiled.CHUNK] = np.nan
+    x[-1] = np.inf
+    made = Cast(name, rule, nan="zero") if not fmt.has_nan else Cast(name, rule)
+    with hwsim.backend("torch"):
+        want = cast(x, made, 5)
+    assert np.array_equal(cast(x, made, 5).view(np.int32), want.view(np.int32))
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "bfloat16", "fixed8.6", "float16 stochastic", "fixed16.8 wrap"])
+def test_in_place_and_overlapping(name: str) -> None:
+    x = (np.random.default_rng(0).standard_normal(9001) * 300).astype(np.float32)
+    want = cast(x, name, 3)
+    for shift in (0, 1, 5):
+        room = np.zeros(x.size + shift, np.float32)
+        room[: x.size] = x
+        cast(room[: x.size], name, 3, out=room[shift:])
+        assert np.array_equal(room[shift:], want, equal_nan=True)
+
+
+def test_overflow_is_an_error_in_place_too() -> None:
+    x = np.float32([1, 500, 2])
+    with pytest.raises(SpecError, match="got 500"):
+        hwsim.quantize(x, "int8", overflow="error", out=x)
+    assert x.tolist() == [1, 500, 2]
+
+
 def test_block_scale_of_mx_and_nvfp4() -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, 0], x[0, 1] = 500.0, 3.0

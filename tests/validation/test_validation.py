@@ -15,7 +15,7 @@ from hwsim.validation import compare, conformance
 from hwsim.validation.chip_energy import modules
 from hwsim.validation.compare import Fitting, halves, interval, judge, thinned
 from hwsim.validation.fit import search, setting, with_setting
-from hwsim.validation.meprop import one_layer, whole_backward
+from hwsim.validation.meprop import TABLE_7_MS, TABLE_8_MS, beside, one_layer, whole_backward
 from hwsim.validation.rows import data_folder, read_rows
 from hwsim.validation.run import run_study
 from hwsim.validation.study import Study, Table
@@ -96,7 +96,7 @@ def test_conformance_is_exact_and_can_fail(monkeypatch):
 
 def test_meprop_speedups_have_the_published_shape():
     machine = load_accelerator("nvidia_gtx_1080")
-    for found in (one_layer(machine), whole_backward(machine)):
+    for found in (beside(TABLE_7_MS, one_layer(machine)), beside(TABLE_8_MS, whole_backward(machine))):
         assert np.all(np.diff(found.simulated) < 0)
         assert found.scaled_worst_factor < 2.0
         assert found.worst_factor < 2.5

@@ -26,6 +26,7 @@ from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.intrinsics import (
     bits_of,
+    copy_streaming,
     fill,
     float_of,
     largest_magnitude_bits,
@@ -34,7 +35,7 @@ from hwsim.kernels.numba_cpu.intrinsics import (
     typed_as,
     wide_vectors,
 )
-from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS
+from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS, STREAMING_BYTES
 from hwsim.kernels.numba_cpu.rounding import FixedParameters, FloatParameters
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
@@ -89,7 +90,8 @@ def cast_blocks_with_scales(
     if fmt.scale_rule is ScaleRule.TWO_LEVEL and tensor_scale is None:
         tensor_scale = find_tensor_scale(x, fmt, cast.overflow)
     given = x if tensor_scale is not None or _fits_float32(cast) else x.astype(np.float64, copy=False)
-    run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1)
+    streaming = values.nbytes >= STREAMING_BYTES
+    run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1, streaming)
     if tensor_scale is not None:
         parameters = (*parameters, TwoLevelParameters(tensor_scale, fmt.element.largest, fmt.scale.smallest_subnormal))
     saturate, keys = cast.overflow is Overflow.SATURATE, _keys(stream, cast, x.size)
@@ -102,10 +104,10 @@ def cast_blocks_with_scales(
 
 
 @lru_cache(maxsize=1024)
-def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ...]]:
+def plan(cast: Cast, single: bool, contiguous: bool, streaming: bool) -> tuple[Any, tuple[Any, ...]]:
     """Return the loop for a block cast of float32 (`single`) or float64 data, and its parameters.
 
-    `contiguous`: the blocks run along the last axis.
+    `contiguous`: the blocks run along the last axis. `streaming`: write past the caches where that pays.
     """
     fmt = cast.format
     assert isinstance(fmt, BlockScaled)
@@ -119,7 +121,7 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
         if not (single and contiguous and _quotients_fit_float32(element, fmt.scale)):
             return _two_level_loop(mode, fmt.block), exact
         quick = (parameters_of(element, 32), rounding.float_parameters(scale_cast, 32))
-        return _quick_two_level_loop(mode, fmt.block), (*exact, *quick)
+        return _quick_two_level_loop(mode, fmt.block, streaming), (*exact, *quick)
     loop = (_row_loop if contiguous else _column_loop)(mode, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
@@ -249,7 +251,7 @@ def _round_plain(value, mode, p, word):  # type: ignore[no-untyped-def]
 @overload(_round_plain)
 def _choose_round_plain(value, mode, p, word):  # type: ignore[no-untyped-def]
     def round_plain_float(value, mode, p, word):  # type: ignore[no-untyped-def]
-        return rounding.round_float(value, mode, True, p, word)
+        return rounding.round_float(value, mode, rounding.SIGNED, p, word)
 
     def round_plain_fixed(value, mode, p, word):  # type: ignore[no-untyped-def]
         return rounding.round_fixed(value, mode, p, word)
@@ -446,7 +448,7 @@ def _two_level_block(flat, out, scales, o, b, i, place, gap, count, mode, p, sca
 @numba.njit
 def _two_level_scale(amax, scale_p, second):  # type: ignore[no-untyped-def]
     wanted = amax / (second.element_largest * second.tensor_scale)
-    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, True, scale_p, uint32(0))
+    scale = rounding.round_float(wanted, rounding.NEAREST_EVEN, rounding.SIGNED, scale_p, uint32(0))
     return second.smallest_scale if scale == 0 else scale
 
 
@@ -469,11 +471,13 @@ def _two_level_loop(mode: int, block: int) -> Any:
 
 
 @cache
-def _quick_two_level_loop(mode: int, block: int) -> Any:
+def _quick_two_level_loop(mode: int, block: int, streaming: bool) -> Any:
     """Return the same for float32 rows with blocks along the last axis, in float32.
 
     Every quotient is judged moved down and up by more than its error: where both round alike (nearly always) that is
     the result, for a rule never falls as its argument grows. A strip with any doubt is divided in float64.
+
+    `streaming`: results wait in a strip of their own and go from there past the caches.
     """
     lanes, strip, stochastic = _lanes(block), max(1, STRIP // block), mode == rounding.STOCHASTIC
     gap_lanes = _lanes(strip * (block + 1))
@@ -482,7 +486,7 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
         wide_vectors()
         n, blocks = x.shape[1], scales.shape[1]
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
-        amaxes = np.empty(strip, np.int32)
+        amaxes, results = np.empty(strip, np.int32), np.empty(strip * block, np.float32)
         strip_scales, strip_inverses = _two_strips(strip)
         element_scales, inverses = _two_strips(strip * block)
         # stored and looked at later: a loop that also gathers doubts does not become vector code
@@ -493,6 +497,7 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
         to_scale = np.float32(1 / (second.element_largest * second.tensor_scale))
         smallest = np.float32(second.smallest_scale)
         top, emin, parity = float_of(narrow.largest_bits), narrow.emin_bits, narrow.parity
+        full_word = np.float32(2.0**narrow.random_bits)
         always_doubt = not 2.0**-60 < second.tensor_scale < 2.0**60
         for o in range(start, stop):
             for first in range(0, blocks, strip):
@@ -534,10 +539,13 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                     value = load(flat, base + j)
                     pattern = bits_of(value)
                     quotient = abs(value * load(inverses, j))
-                    low = rounding.nearby(quotient * less, pattern, emin, parity, mode, narrow, word)
-                    high = rounding.nearby(quotient * more, pattern, emin, parity, mode, narrow, word)
-                    gap = high - low
-                    if mode != rounding.NEAREST_EVEN:  # a quotient that underflowed
+                    if stochastic:
+                        low, gap = _stochastic_with_doubt(quotient, emin, narrow, word, full_word)
+                    else:
+                        low = rounding.nearby(quotient * less, pattern, emin, parity, mode, narrow, word)
+                        high = rounding.nearby(quotient * more, pattern, emin, parity, mode, narrow, word)
+                        gap = high - low
+                    if mode != rounding.NEAREST_EVEN and not stochastic:  # a quotient that underflowed
                         gap = np.float32(1) if (quotient == 0) & (value != 0) else gap
                     store(gaps, strip + j, gap)
                     low = low if low < top else top
@@ -545,7 +553,11 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                     result = bits_of((low * load(element_scales, j)) * tensor_scale)
                     sign = typed_as(pattern, pattern & narrow.sign_bit)
                     kept_sign = typed_as(pattern, sign & narrow.zero_sign) if low == 0 else sign
-                    store(flat_out, base + j, float_of(typed_as(pattern, result | kept_sign)))
+                    rounded = float_of(typed_as(pattern, result | kept_sign))
+                    if streaming:
+                        store(results, j, rounded)
+                    else:
+                        store(flat_out, base + j, rounded)
                 for j in range(0, gaps.size, gap_lanes):
                     doubt |= largest_magnitude_bits(gaps, j, gap_lanes) != 0
                 if doubt:
@@ -555,8 +567,34 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
                             min(block, n - b * block), mode, p, scale_p, second, saturate, keys,
                         )  # fmt: skip
+                elif streaming:
+                    copy_streaming(results, count, flat_out, base)
 
     return compiled(quick_two_level_loop)
+
+
+@numba.njit
+def _stochastic_with_doubt(quotient, emin, p, word, full_word):  # type: ignore[no-untyped-def]
+    """Return a float32 quotient rounded stochastically, and not 0 where its error might have changed the result.
+
+    The fraction of a step and the random word, in units of the word's last bit, carry from `full_word` on and borrow
+    below 0. The quotient is off by 2**-22 of itself at most, twice that in the finer steps below a power of two.
+    """
+    pattern = bits_of(quotient)
+    field = typed_as(pattern, pattern & p.field_mask)
+    big_bits = typed_as(pattern, max(field, emin) + p.shift_bits)
+    big, units = float_of(big_bits), float_of(typed_as(pattern, p.inverse_bits - big_bits))
+    total = quotient + big
+    drawn = np.float32(rounding.top_bits(word, pattern, p.random_bits))
+    level = (quotient - (total - big)) * units + drawn
+    steps = bits_of(total)
+    steps = typed_as(pattern, steps + 1) if level >= full_word else steps
+    steps = typed_as(pattern, steps - 1) if level < 0 else steps
+    half = full_word * np.float32(0.5)
+    margin = abs(abs(level - half) - half)
+    error = quotient * units * np.float32(2.0**-20) + full_word * np.float32(2.0**-22)
+    doubtful = (margin <= error) & (quotient != 0)
+    return float_of(steps) - big, np.float32(1) if doubtful else np.float32(0)
 
 
 @numba.njit

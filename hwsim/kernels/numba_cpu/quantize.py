@@ -23,12 +23,22 @@ from hwsim.errors import UnsupportedError
 from hwsim.kernels import random_bits
 from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
-from hwsim.kernels.numba_cpu.intrinsics import STREAM_ALIGNMENT, store_streaming, wide_vectors
+from hwsim.kernels.numba_cpu.intrinsics import (
+    STREAM_ALIGNMENT,
+    bits_of,
+    load,
+    store,
+    store_streaming,
+    typed_as,
+    wide_vectors,
+)
 from hwsim.kernels.numba_cpu.threads import run_slices
 from hwsim.kernels.reference import quantize as reference
 
 STREAMING_BYTES = 4 << 20  # results of this size and more do not stay in a core's own cache
 MAX_FAST_RANDOM_BITS = 24  # float32 work: fraction bits and random word are added in 32-bit integers
+CHUNK = 4096  # elements that are looked over together for values out of range
+WARY = 15  # chunks after one with such values that are taken to hold some too
 COUNTER_SPAN = 1 << 32  # elements that share the upper half of the random counter
 
 NARROW, ALIGNED, FIXED, WRAP = range(4)
@@ -49,7 +59,10 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bo
     if isinstance(cast.format, FloatingPoint) and (not cast.format.zero or cast.format.precision == 53):
         out[...] = _cast_rare(x, cast, stream)
         return False  # both have a NaN
-    parameters, loops = plan(cast, x.dtype == np.float32)
+    in_place = x.dtype == out.dtype and x.ctypes.data == out.ctypes.data
+    if not in_place and np.may_share_memory(x, out):
+        x = x.copy()
+    parameters, loops = plan(cast, x.dtype == np.float32, in_place)
     found_nan = []
 
     def run(start: int, stop: int) -> None:
@@ -72,7 +85,7 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bo
 
 
 @lru_cache(maxsize=4096)
-def plan(cast: Cast, single: bool) -> tuple[Any, tuple[Any, Any]]:
+def plan(cast: Cast, single: bool, in_place: bool = False) -> tuple[Any, tuple[Any, Any]]:
     """Return the parameters and the (plain, streaming) loops for a cast of float32 (`single`) or float64 data."""
     way, width = choose_way(cast, single)
     fmt, mode = cast.format, rounding.mode_number(cast)
@@ -83,7 +96,12 @@ def plan(cast: Cast, single: bool) -> tuple[Any, tuple[Any, Any]]:
             mode = rounding.TOWARD_ZERO
     else:
         parameters = rounding.fixed_parameters(cast, width)
-    kind = (way, width, mode, bool(fmt.signed or way != NARROW))  # only that way looks at the sign
+    signs = rounding.SIGNED  # only one way looks at it
+    if way == NARROW and isinstance(fmt, FloatingPoint):
+        signs = rounding.BOTH_ZEROS if fmt.negative_zero else rounding.SIGNED if fmt.signed else rounding.UNSIGNED
+    # Doing a chunk twice needs its input to be still there; random words cost more than it saves.
+    hopeful = way in (NARROW, ALIGNED) and mode != rounding.STOCHASTIC and not in_place
+    kind = (way, width, mode, signs, hopeful, in_place)
     return parameters, (loop(*kind, streaming=False), loop(*kind, streaming=True))
 
 
@@ -123,10 +141,12 @@ def _cast_rare(x: np.ndarray, cast: Cast, stream: int) -> np.ndarray:
 
 
 @cache
-def loop(way: int, width: int, mode: int, signed: bool, streaming: bool) -> Any:
+def loop(way: int, width: int, mode: int, signs: int, hopeful: bool, in_place: bool, streaming: bool) -> Any:
     """Return the compiled loop of one way and rule: f(x, out, parameters, first counter, key low, key high).
 
-    It returns whether there was a NaN.
+    It returns whether there was a NaN. A `hopeful` loop (float formats) takes a shorter way through a chunk without
+    values beyond the largest: it looks for such values meanwhile, and does the chunk once more if there were any.
+    In place, one array is both: told so, the compiler still makes vector code.
     """
     work = numba.float32 if width == 32 else numba.float64
     stochastic = mode == rounding.STOCHASTIC
@@ -134,23 +154,47 @@ def loop(way: int, width: int, mode: int, signed: bool, streaming: bool) -> Any:
 
     def cast_loop(x, out, p, first, key_low, key_high):  # type: ignore[no-untyped-def]
         wide_vectors()
-        any_nan = False
-        for i in range(x.size):
-            word = rounding.random_word(uint32(first + uint32(i)), key_low, key_high) if stochastic else uint32(0)
-            value = work(x[i])
-            any_nan |= value != value
-            if is_float:
-                result = rounding.round_float(value, mode, signed, p, word)
-            elif is_aligned:
-                result = rounding.round_aligned(value, mode, p, word)
-            elif is_fixed:
-                result = rounding.round_fixed(value, mode, p, word)
-            else:
-                result = rounding.wrap_fixed(value, mode, p, word)
-            if streaming:
-                store_streaming(out, i, numba.float32(result))
-            else:
-                out[i] = result
+        any_nan, start, warned, word = False, 0, 0, uint32(0)
+        while start < x.size:
+            stop = min(start + CHUNK, x.size) if hopeful else x.size
+            inside = False
+            if hopeful:
+                warned -= 1
+                if warned < 0:
+                    highest = typed_as(p.largest_bits, 0)
+                    for i in range(start, stop):
+                        value = work(load(x, i))
+                        magnitude = typed_as(highest, bits_of(value) & ~p.sign_bit)
+                        highest = magnitude if magnitude > highest else highest
+                        if is_float:
+                            result = rounding.round_inside(value, mode, signs, p, word)
+                        else:
+                            result = rounding.round_aligned_inside(value, mode, p, word)
+                        if streaming:
+                            store_streaming(out, i, numba.float32(result))
+                        else:
+                            store(out, i, out.dtype.type(result))
+                    inside = highest <= p.largest_bits
+                    warned = 0 if inside else WARY
+            if not inside:
+                for i in range(start, stop):
+                    if stochastic:
+                        word = rounding.random_word(uint32(first + uint32(i)), key_low, key_high)
+                    value = work(load(out if in_place else x, i))
+                    any_nan |= value != value
+                    if is_float:
+                        result = rounding.round_float(value, mode, signs, p, word)
+                    elif is_aligned:
+                        result = rounding.round_aligned(value, mode, p, word)
+                    elif is_fixed:
+                        result = rounding.round_fixed(value, mode, p, word)
+                    else:
+                        result = rounding.wrap_fixed(value, mode, p, word)
+                    if streaming:
+                        store_streaming(out, i, numba.float32(result))
+                    else:
+                        store(out, i, out.dtype.type(result))
+            start = stop
         return any_nan
 
     return compiled(cast_loop)

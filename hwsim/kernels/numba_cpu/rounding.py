@@ -40,6 +40,7 @@ from hwsim.kernels.random_bits import M1, M2
 NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, STOCHASTIC = range(7)
 # Formats of precision 1: "even" and "odd" mean the exponent field, as there is no mantissa.
 NEAREST_EVEN_POWER, TO_ODD_POWER = 7, 8
+UNSIGNED, SIGNED, BOTH_ZEROS = range(3)
 _MODE_NUMBERS = {mode: number for number, mode in enumerate(RoundingMode)}
 
 
@@ -70,6 +71,8 @@ class FloatParameters(NamedTuple):
     largest_bits: Any
     over_bits: Any  # what a too large magnitude becomes, without sign
     over_sign: Any  # all ones if the sign goes with it (not with NaN)
+    over_positive: Any  # the same for rules that know up from down, sign included
+    over_negative: Any
     beyond_bits: Any  # what infinity becomes, without sign
     beyond_sign: Any
     below_bits: Any  # unsigned formats: what a negative value becomes
@@ -108,7 +111,8 @@ def float_parameters(cast: Cast, width: int) -> FloatParameters:
     native = cast.overflow is Overflow.NATIVE  # under "error" the caller looks at the values that reach the largest
     largest = fmt.largest
     beyond = largest if not native else np.inf if fmt.infinities else np.nan if fmt.has_nan else largest
-    toward_zero = cast.rounding.mode in (RoundingMode.TOWARD_ZERO, RoundingMode.TO_ODD)
+    mode = cast.rounding.mode
+    toward_zero = mode in (RoundingMode.TOWARD_ZERO, RoundingMode.TO_ODD)
     over = largest if toward_zero else beyond
     shift = fraction - fmt.mantissa_bits
     inverse, half_range = (2 * bias + fraction + cast.rounding.random_bits) << fraction, 1 << (width - 1)
@@ -126,6 +130,8 @@ def float_parameters(cast: Cast, width: int) -> FloatParameters:
         largest_bits=pattern(largest),
         over_bits=pattern(over),
         over_sign=integer(-1 if over == over else 0),
+        over_positive=pattern(largest if mode is RoundingMode.DOWN else over),
+        over_negative=pattern(-largest if mode is RoundingMode.UP else -over),
         beyond_bits=pattern(beyond),
         beyond_sign=integer(-1 if beyond == beyond else 0),
         below_bits=pattern(np.nan if native and fmt.has_nan else fmt.lowest),
@@ -190,18 +196,23 @@ def nearby(a, pattern, emin_bits, parity, mode, p, word):  # type: ignore[no-unt
     total = a + big
     t = total - big
     if mode != NEAREST_EVEN:
+        # Conditional moves of whole results: a comparison turned into a number costs two instructions more.
         steps = bits_of(total)
-        floor = typed_as(pattern, steps - typed_as(pattern, t > a))
+        floor = typed_as(pattern, steps - 1) if t > a else steps
         if mode == NEAREST_AWAY:
             tie = (a - t) == float_of(typed_as(pattern, big_bits - p.half_shift))
-            steps = typed_as(pattern, steps + typed_as(pattern, tie))
+            steps = typed_as(pattern, steps + 1) if tie else steps
         elif mode == TOWARD_ZERO:
             steps = floor
         elif mode == UP or mode == DOWN:
-            ceiling = typed_as(pattern, steps + typed_as(pattern, t < a))
-            steps = ceiling if (pattern < zero) == (mode == DOWN) else floor
+            signed_t = float_of(typed_as(pattern, bits_of(t) | (pattern & p.sign_bit)))
+            signed_a = float_of(typed_as(pattern, bits_of(a) | (pattern & p.sign_bit)))
+            wrong_side = signed_t < signed_a if mode == UP else signed_t > signed_a
+            outward = typed_as(pattern, -1 if pattern < zero else 1)  # one step up in value, as a step in magnitude
+            moved = typed_as(pattern, steps + outward if mode == UP else steps - outward)
+            steps = moved if wrong_side else steps
         elif mode == TO_ODD:
-            steps = typed_as(pattern, floor | typed_as(pattern, t != a))
+            steps = typed_as(pattern, floor | 1) if t != a else floor
         elif mode == NEAREST_EVEN_POWER or mode == TO_ODD_POWER:
             odd = typed_as(pattern, (shift_right(big_bits, p.fraction) + parity) & 1)
             even = (odd == zero) | (field < emin_bits)
@@ -237,32 +248,70 @@ def round_finite(x, up, mode, p, word):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def round_float(x, mode, signed, p, word):  # type: ignore[no-untyped-def]
+def round_inside(x, mode, signs, p, word):  # type: ignore[no-untyped-def]
+    """Round x into a float format whose largest value is not below the magnitude of x: see `round_float`."""
+    pattern = bits_of(x)
+    magnitude = float_of(typed_as(pattern, pattern & ~p.sign_bit))
+    t = nearby(magnitude, pattern, p.emin_bits, p.parity, mode, p, word)
+    result = _with_sign(t, pattern, signs, p)
+    if signs == UNSIGNED and pattern < typed_as(pattern, 0) and t != 0:
+        result = p.below_bits
+    return float_of(result)
+
+
+@numba.njit
+def round_float(x, mode, signs, p, word):  # type: ignore[no-untyped-def]
     """Round x into a float format; `word` is a uint32 that only stochastic rounding reads.
 
+    `signs` is a compile-time constant: UNSIGNED, SIGNED, or BOTH_ZEROS for a signed format that surely has -0.
     float32 x: the format's steps must be normal float32 numbers with room above (see `numba_cpu.quantize`).
     """
     pattern = bits_of(x)
-    zero = typed_as(pattern, 0)
     sign = typed_as(pattern, pattern & p.sign_bit)
     magnitude = float_of(typed_as(pattern, pattern & ~p.sign_bit))
     a = p.clamp if magnitude > p.clamp else magnitude
     t = nearby(a, pattern, p.emin_bits, p.parity, mode, p, word)
-    kept_sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
-    result = typed_as(pattern, bits_of(t) | kept_sign)
+    result = _with_sign(t, pattern, signs, p)
     result = _out_of_range(result, t > p.largest, magnitude == p.infinity, pattern, sign, mode, p)
-    if not signed and pattern < zero and t != 0:
+    if signs == UNSIGNED and pattern < typed_as(pattern, 0) and t != 0:
         result = p.below_bits
     return float_of(p.nan_bits if x != x else result)
+
+
+@numba.njit
+def _with_sign(t, pattern, signs, p):  # type: ignore[no-untyped-def]
+    """Return the bits of a rounded magnitude with the sign of `pattern`, as far as the format has it."""
+    sign = typed_as(pattern, pattern & p.sign_bit)
+    if signs != BOTH_ZEROS:
+        sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
+    return typed_as(pattern, bits_of(t) | sign)
 
 
 @numba.njit
 def round_aligned(x, mode, p, word):  # type: ignore[no-untyped-def]
     """Round float32 x into a signed format with float32's exponent field, infinities and -0 (eight exponent bits)."""
     pattern = bits_of(x)
-    zero = typed_as(pattern, 0)
     sign = typed_as(pattern, pattern & p.sign_bit)
     magnitude = typed_as(pattern, pattern & ~p.sign_bit)
+    t = _aligned_magnitude(magnitude, pattern, mode, p, word)
+    result = typed_as(pattern, t | sign)
+    result = _out_of_range(result, t > p.largest_bits, magnitude == p.field_mask, pattern, sign, mode, p)
+    return float_of(p.nan_bits if x != x else result)
+
+
+@numba.njit
+def round_aligned_inside(x, mode, p, word):  # type: ignore[no-untyped-def]
+    """The same for an x whose magnitude is not above the format's largest."""
+    pattern = bits_of(x)
+    magnitude = typed_as(pattern, pattern & ~p.sign_bit)
+    t = _aligned_magnitude(magnitude, pattern, mode, p, word)
+    return float_of(typed_as(pattern, t | (pattern & p.sign_bit)))
+
+
+@numba.njit
+def _aligned_magnitude(magnitude, pattern, mode, p, word):  # type: ignore[no-untyped-def]
+    """Return the bits of a magnitude rounded at a fixed bit of its pattern."""
+    zero = typed_as(pattern, 0)
     one = typed_as(pattern, 1)
     low = typed_as(pattern, shift_left(one, p.cut) - one)
     if mode == NEAREST_EVEN:
@@ -284,9 +333,7 @@ def round_aligned(x, mode, p, word):  # type: ignore[no-untyped-def]
         first = shift_right(shift_left(rest, max(p.random_bits - p.cut, 0)), max(p.cut - p.random_bits, 0))
         noisy = typed_as(pattern, first + top_bits(word, pattern, p.random_bits))
         t = typed_as(pattern, t + shift_left(shift_right(noisy, p.random_bits), p.cut))
-    result = typed_as(pattern, t | sign)
-    result = _out_of_range(result, t > p.largest_bits, magnitude == p.field_mask, pattern, sign, mode, p)
-    return float_of(p.nan_bits if x != x else result)
+    return t
 
 
 @numba.njit
@@ -294,8 +341,7 @@ def _out_of_range(result, over, infinite, pattern, sign, mode, p):  # type: igno
     """Return what stands for a magnitude above the largest and for infinity, else `result` (bit patterns)."""
     if over:
         if mode == UP or mode == DOWN:
-            keeps_largest = (pattern < 0) == (mode == UP)
-            result = typed_as(pattern, p.largest_bits | sign if keeps_largest else p.over_bits | (sign & p.over_sign))
+            result = p.over_negative if pattern < 0 else p.over_positive
         else:
             result = typed_as(pattern, p.over_bits | (sign & p.over_sign))
     directed = mode == TOWARD_ZERO or mode == UP or mode == DOWN or mode == TO_ODD or mode == TO_ODD_POWER

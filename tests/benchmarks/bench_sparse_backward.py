@@ -4,17 +4,21 @@ The layer, its emulation in float32 (native sums) and its inputs are the same th
 Selection, gather, the product and the scatter into the full-size weight gradient are all inside the time. Each ratio is
 of the best of several interleaved runs within this process, on one thread, so that other work disturbs all alike.
 
-    python tests/benchmarks/bench_sparse_backward.py [--small] [--profile]
+    python tests/benchmarks/bench_sparse_backward.py [--small] [--profile] [--record FILE]
+
+`--record` writes the times with device, versions and date, as `reports/meprop_speed/cpu.json` holds them.
 """
 
 from __future__ import annotations
 
 import cProfile
+import json
 import os
 import pstats
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -22,7 +26,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import torch
 from torch import nn
 
-from hwsim import SparseBackprop
+from hwsim import SparseBackprop, provenance
 from hwsim.training.emulation import emulate
 
 BATCH = 64
@@ -49,8 +53,12 @@ def backward_pass(
     return run
 
 
-def measure(size: int, rounds: int) -> bool:
-    """Print the table of one layer size; return whether it meets the aims."""
+Times = dict[tuple[str, float], float]
+"""Best seconds by scope and share kept; ("dense", 1.0) is the rival."""
+
+
+def measure(size: int, rounds: int) -> tuple[bool, Times]:
+    """Print the table of one layer size; return whether it meets the aims, and the times."""
     torch.manual_seed(0)
     layer = nn.Linear(size, size)
     x, g = torch.rand(BATCH, size, requires_grad=True), torch.randn(BATCH, size)
@@ -81,7 +89,35 @@ def measure(size: int, rounds: int) -> bool:
         "  products stay as large as the dense ones and the ranking comes on top; over the batch, near 100 %. In a\n"
         "  small layer the rest (autograd, ranking, the full-size weight gradient) takes as long as the products."
     )
-    return met
+    return met, best
+
+
+def record(path: Path, found: dict[int, Times]) -> None:
+    """Write the times of each layer size as a file of kind sparse_backward/1."""
+    rows = [
+        {
+            "width": size,
+            "rank_over": scope,
+            "share": share,
+            "dense_ms": best["dense", 1.0] * 1e3,
+            "topk_ms": seconds * 1e3,
+        }
+        for size, best in found.items()
+        for (scope, share), seconds in best.items()
+        if scope != "dense"
+    ]
+    versions = {name: version for name, version in provenance.versions().items() if name in ("torch", "numpy", "numba")}
+    plain = {
+        "schema": "sparse_backward/1",
+        "device": provenance.device(),
+        "threads": 1,
+        "date": provenance.now()[:10],
+        "commit": provenance.code_state(),
+        "versions": versions,
+        "batch": BATCH,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
 def profile(size: int, scope: str) -> None:
@@ -99,9 +135,10 @@ def profile(size: int, scope: str) -> None:
 def main() -> None:
     """Print a table of ratios for each size."""
     torch.set_num_threads(1)
-    measure(500, rounds=60)
-    if "--small" not in sys.argv:
-        measure(8192, rounds=3)
+    sizes = {500: 60} if "--small" in sys.argv else {500: 60, 8192: 3}
+    found = {size: measure(size, rounds)[1] for size, rounds in sizes.items()}
+    if "--record" in sys.argv:
+        record(Path(sys.argv[sys.argv.index("--record") + 1]), found)
     if "--profile" in sys.argv:
         for scope in ("batch", "example"):
             profile(500, scope)

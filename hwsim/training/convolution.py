@@ -97,7 +97,7 @@ def output(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, site:
     sums = []
     for w, part in zip(weight_read.chunk(window.groups), columns.chunk(window.groups, 1), strict=True):
         operand = read_along(part, 1, site, "input", gemm) if blocks else part
-        sums.append(multiply(w.expand(len(x), *w.shape), operand, site, gemm))
+        sums.append(multiply(w.expand(len(x), *w.shape), operand, site, gemm, roles=("weight", "input")))
     size = output_size(x.shape, kernel, window)
     y = (sums[0] if len(sums) == 1 else torch.cat(sums, 1)).reshape(len(x), len(weight), *size)
     if bias is not None:
@@ -134,7 +134,8 @@ def grad_input(
         if blocks:
             rows = rows if is_read else read(rows, site, "weight", gemm)
             part = read_along(part, 1, site, "gradient", gemm)  # noqa: PLW2901
-        parts.append(multiply(rows.contiguous().expand(shape[0], *rows.shape), part, site, gemm))
+        rows = rows.contiguous().expand(shape[0], *rows.shape)
+        parts.append(multiply(rows, part, site, gemm, roles=("weight", "gradient")))
     product = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return store(product.reshape(shape), site, "activation_gradient", gemm, mac)
 
@@ -223,7 +224,7 @@ def spread_out(g: Tensor, shape: torch.Size, kernel: Any, window: Window) -> tup
 def in_blocks(site: Site, role: str, gemm: str) -> bool:
     """Return whether this GEMM reads an operand in a block format, whose blocks run along its reduced axis."""
     cast = site.precision.cast(role, gemm)
-    return cast is not None and isinstance(cast.format, BlockScaled)
+    return site.precision.tiled or (cast is not None and isinstance(cast.format, BlockScaled))
 
 
 def output_size(shape: torch.Size, kernel: Any, window: Window) -> Pair:

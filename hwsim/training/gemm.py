@@ -11,9 +11,11 @@ from hwsim import kernels
 from hwsim.arithmetic.mac import Chunked, Fused, MacSpec, Native
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.arithmetic.storage import Cast
+from hwsim.training.plan import READ_BY
 from hwsim.training.rounded_sum import add_rounded
 from hwsim.training.scaling import scale_for
 from hwsim.training.step import Site
+from hwsim.training.tiles import multiply_tiles
 
 
 def read(stored: Tensor, site: Site, role: str, gemm: str) -> Tensor:
@@ -23,6 +25,8 @@ def read(stored: Tensor, site: Site, role: str, gemm: str) -> Tensor:
         return stored
     scaling = site.precision.scaling(role)
     if scaling is not None:
+        if scaling.tile is not None:
+            return stored  # quantized by `multiply`, which knows the tiles' place
         factor = scale_for(stored, cast.format, scaling, site, f"{gemm}.{role}")
         return cast_tensor(stored * factor, cast, site, gemm, role) * (1 / factor)
     if role == "weight" and not cast.rounding.stochastic and not isinstance(cast.format, BlockScaled):
@@ -78,16 +82,20 @@ def multiply(
     gemm: str,
     bias: Tensor | None = None,
     k_positions: Tensor | None = None,
+    roles: tuple[str, str] | None = None,
 ) -> Tensor:
     """Return a @ b (the last two axes; operands already cast) summed by the layer's MacSpec for this GEMM.
 
     The bias, one value a column, joins the accumulator after the last product (definitions A11). `k_positions` says
-    where each k stood before top-k gathered them; stochastic rounding draws its bits by it.
+    where each k stood before top-k gathered them; stochastic rounding draws its bits by it. `roles` are those of a and
+    b, where they are not the ones that a linear layer's GEMM has.
     """
     precision = site.precision
     mac = precision.mac(gemm)
     if bias is not None:
         bias = read(bias, site, "bias", gemm)
+    if precision.tiled:
+        return multiply_tiles(a, b, site, gemm, roles or READ_BY[gemm], bias)
     if isinstance(mac.order, Native):
         product = site.step.auditor.run(torch.matmul, a, b)
         return product if bias is None else product.add_(bias)
@@ -106,7 +114,7 @@ def multiply(
 
 def add_bias(sums: Tensor, bias: Tensor, site: Site, gemm: str = "output") -> Tensor:
     """Return the GEMM's sums with a bias of any shape added in the accumulator, before anything is stored."""
-    cast = result_cast(site.precision.mac(gemm))
+    cast = None if site.precision.tiled else result_cast(site.precision.mac(gemm))
     stream = site.stream(gemm, "bias") if cast is not None and cast.rounding.stochastic else 0
     return add_rounded(sums, read(bias, site, "bias", gemm), cast, stream)
 
@@ -119,7 +127,7 @@ def store(x: Tensor, site: Site, role: str, gemm: str = "", mac: MacSpec | None 
     cast = site.precision.cast(role, "bias" if gemm == "reduce" else "")
     if cast is None:
         return x
-    if mac is not None:
+    if mac is not None and not site.precision.tiled:
         came = result_cast(mac)
         if came is not None and came.format == cast.format:
             return x

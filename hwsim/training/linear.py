@@ -138,7 +138,8 @@ def skips_zeros(site: Site) -> bool:
     """
     order = site.precision.mac("grad_input").order
     cast = site.precision.cast("gradient", "grad_input")
-    return isinstance(order, Sequential | Exact | Native) and not (cast and isinstance(cast.format, BlockScaled))
+    in_blocks = site.precision.tiled or (cast is not None and isinstance(cast.format, BlockScaled))
+    return isinstance(order, Sequential | Exact | Native) and not in_blocks
 
 
 def refuse_double_backward() -> None:

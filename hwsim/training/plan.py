@@ -64,6 +64,10 @@ MAC_KEYS = (*GEMMS, *SUMS)
 class Scaling:
     """One power-of-two scale for a whole operand, chosen so that its largest magnitude just fits the format.
 
+    With a `tile` (across, along) there is one scale for each tile of the operand, `along` elements of the axis that the
+    GEMM reduces by `across` of the other: its largest magnitude over the format's largest value, in ``float32`` or as
+    the next ``power_of_two`` above. The GEMM then sums codes tile by tile (`hwsim.training.tiles`).
+
     ``current`` looks at the tensor itself; ``delayed`` takes the largest of the last `history` steps, as hardware
     that cannot read a tensor twice does. Power-of-two scales are exact, so they move the range and nothing else.
     """
@@ -71,8 +75,20 @@ class Scaling:
     method: str = "current"
     history: int = 16
     margin: int = 0  # binades kept free below the largest value
+    tile: tuple[int, int] | None = None
+    scale: str = "power_of_two"
 
     def __post_init__(self) -> None:
+        if self.scale not in ("power_of_two", "float32"):
+            raise SpecError(f"scaling.scale: got {self.scale!r}, expected 'power_of_two' or 'float32'")
+        if self.tile is None and self.scale != "power_of_two":
+            raise SpecError("scaling.scale: got 'float32' without a tile, expected 'power_of_two'")
+        if self.tile is not None:
+            object.__setattr__(self, "tile", tuple(self.tile))
+            if len(self.tile) != 2 or min(self.tile) < 1:
+                raise SpecError(f"scaling.tile: got {list(self.tile)}, expected two lengths of 1 or more")
+            if self.method != "current" or self.margin:
+                raise SpecError("scaling.tile: goes with method 'current' and no margin")
         if self.method not in ("current", "delayed"):
             raise SpecError(f"scaling.method: got {self.method!r}, expected 'current' or 'delayed'")
         if self.history < 1:
@@ -105,7 +121,9 @@ class Rule:
             held = [cast for key, cast in casts.items() if key.rpartition(".")[2] == role]
             if any(isinstance(cast.format, BlockScaled) for cast in held):
                 raise SpecError(f"scaling.{role}: got a block format, which brings its own scales; leave this out")
-        if scaling and any(isinstance(macs[gemm].accumulator, FixedPoint) for gemm in GEMMS if gemm in macs):
+        _check_tiles(scaling, casts)
+        whole = any(s.tile is None for s in scaling.values())
+        if whole and any(isinstance(macs[gemm].accumulator, FixedPoint) for gemm in GEMMS if gemm in macs):
             raise SpecError("scaling: got a fixed-point accumulator, expected a float one: the scale moves its grid")
         object.__setattr__(self, "casts", casts)
         object.__setattr__(self, "macs", macs)
@@ -114,6 +132,23 @@ class Rule:
     def matches(self, layer: str) -> bool:
         """Return whether this rule's pattern covers the layer path (shell wildcards; ``*`` crosses dots)."""
         return fnmatchcase(layer, self.layers)
+
+
+def _check_tiles(scaling: Mapping[str, Scaling], casts: Mapping[str, Cast]) -> None:
+    """Raise SpecError unless all operands have tiles of one length along k, or none has."""
+    tiles = {role: scaling[role].tile if role in scaling else None for role in SCALED_ROLES}
+    if not any(tiles.values()):
+        return
+    for role, tile in tiles.items():
+        if tile is None:
+            raise SpecError(
+                f"scaling.{role}: got no tile, expected one as for {', '.join(r for r in tiles if tiles[r])}"
+            )
+        if role not in casts:
+            raise SpecError(f"casts.{role}: got none, expected a format for its tiles")
+    if len({tile[1] for tile in tiles.values() if tile is not None}) > 1:
+        got = ", ".join(f"{role} {list(tile or ())}" for role, tile in tiles.items())
+        raise SpecError(f"scaling: got tiles {got}, expected one length along the reduced axis")
 
 
 class LayerPrecision:
@@ -129,6 +164,7 @@ class LayerPrecision:
         self._casts |= {("loss", p): casts.get(f"loss.{p}", casts.get("loss")) for p in LOSS_PARTS}
         own_sums = "reduce" in rule.macs and not isinstance(rule.macs["reduce"].order, Native)
         self.emulates_sums = own_sums
+        self.tiled = any(scaling.tile is not None for scaling in rule.scaling.values())  # scales by tile
         self.names_loss = any(key.partition(".")[0] == "loss" for key in casts)
         self.emulates_loss = self.names_loss or own_sums  # else softmax and losses are torch's, in float32
         self.emulates_statistics = "statistics" in casts or own_sums  # else so are normalizations

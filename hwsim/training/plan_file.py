@@ -22,6 +22,8 @@ class ScalingSpec(Spec):
     method: Literal["current", "delayed"] = "current"
     history: Annotated[int, Field(ge=1)] = 16
     margin: Annotated[int, Field(ge=0)] = 0
+    tile: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    scale: Literal["power_of_two", "float32"] = "power_of_two"
 
 
 class RuleSpec(Spec):

@@ -9,7 +9,7 @@ from functools import cache
 from hwsim.arithmetic.mac import MacSpec, named_mac
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError
-from hwsim.training.plan import GEMMS, NATIVE_SUM, PrecisionPlan, Rule, Scaling
+from hwsim.training.plan import GEMMS, NATIVE_SUM, SCALED_ROLES, PrecisionPlan, Rule, Scaling
 
 
 def float32() -> PrecisionPlan:
@@ -55,16 +55,20 @@ def fp8_hybrid() -> PrecisionPlan:
 
 
 def deepseek_fp8() -> PrecisionPlan:
-    """Return e4m3fn in blocks of 128 forward and backward, sums promoted to float32 every 128 products.
+    """Return e4m3fn forward and backward, a float32 scale a tile, sums promoted to float32 every 128 products.
 
-    DeepSeek-V3, arXiv 2412.19437, section 3.3. Inside a chunk the sum has Hopper's 13 fraction bits, truncated. Two
-    choices differ from the report: scales are powers of two (the report's are float32), and weights have blocks of 128
-    along the reduced axis (the report's are 128 x 128).
+    DeepSeek-V3, arXiv 2412.19437, section 3.3: tiles of 1 x 128 for activations and their gradients, 128 x 128 for
+    weights, each with the scale amax / 448; tensor cores sum 128 products (here as Hopper's wgmma does, in steps of 32
+    with 13 fraction bits), CUDA cores scale those sums and add them up in float32 by fused multiply-adds. Between
+    layers tensors rest in bfloat16, masters and optimizer states in float32 (the report keeps moments in bfloat16).
+    Not part of it: layers left in higher precision there (embedding, output head, attention, norms), and the
+    power-of-two scales and e5m6 of some of its activations.
     """
-    blocks = Cast("block(float8_e4m3fn, 128)")
-    mac = MacSpec("e8m13", "toward_zero", order="chunked(128, float32)")
-    casts = {**dict.fromkeys(("input", "weight", "gradient"), blocks), **resting_in("bfloat16")}
-    return PrecisionPlan("deepseek_fp8", (Rule("*", casts, dict.fromkeys(GEMMS, mac)),))
+    casts = {**dict.fromkeys(SCALED_ROLES, Cast("float8_e4m3fn", overflow="saturate")), **resting_in("bfloat16")}
+    tiles = {"input": (1, 128), "weight": (128, 128), "gradient": (1, 128)}
+    scaling = {role: Scaling(tile=tile, scale="float32") for role, tile in tiles.items()}
+    mac = named_mac("h200.float8_e4m3fn.float32.wgmma")
+    return PrecisionPlan("deepseek_fp8", (Rule("*", casts, dict.fromkeys(GEMMS, mac), scaling),))
 
 
 def mxfp8() -> PrecisionPlan:
@@ -89,15 +93,18 @@ def nvfp4() -> PrecisionPlan:
 
 
 def int8() -> PrecisionPlan:
-    """Return int8 operands with one power-of-two scale a tensor, gradients rounded stochastically, float32 sums.
+    """Return int8 operands with one power-of-two scale a tensor, gradients rounded stochastically, integer sums.
 
-    Sums of up to 1,024 such products fit the 24 bits of a float32 significand, so that they are what an integer
-    accumulator gives; longer ones are rounded where an integer accumulator of 32 bits would be exact.
+    After Wang et al., "NITI: Training Integer Neural Networks Using Integer-only Arithmetic", arXiv 2009.13108: 8-bit
+    integers with an exponent a tensor, wide integer sums. A 32-bit accumulator holds every sum of up to 133,144 such
+    products, so `order: exact` is what it gives, rounded once to float32. Not part of it: NITI's integer weights,
+    updates and loss, its gradients of 5 bits and less, and its pseudo-random rounding.
     """
     operand, gradient = Cast("int8"), Cast("int8", "stochastic")
     casts = {"input": operand, "weight": operand, "gradient": gradient}
     scaling = dict.fromkeys(casts, Scaling("current"))
-    return PrecisionPlan("int8", (Rule("*", casts, scaling=scaling),))
+    macs = dict.fromkeys(GEMMS, MacSpec("float32", order="exact"))
+    return PrecisionPlan("int8", (Rule("*", casts, macs, scaling),))
 
 
 def fixed_point() -> PrecisionPlan:

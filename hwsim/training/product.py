@@ -47,7 +47,13 @@ class Product(torch.autograd.Function):
         ctx.save_for_backward(a, b)
         ctx.site, ctx.roles, ctx.recorder = site, roles, site.step.recorder
         left, right = read(a, site, roles.a, "output"), read_along(b, -2, site, roles.b, "output")
-        return store(multiply(left, right, site, "output"), site, "activation", "output", site.precision.mac("output"))
+        return store(
+            multiply(left, right, site, "output", roles=(roles.a, roles.b)),
+            site,
+            "activation",
+            "output",
+            site.precision.mac("output"),
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,11 +67,15 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gemm = roles.grad_a
             left, right = read(g, site, "gradient", gemm), read_along(b, -1, site, roles.b, gemm)
-            a_gradient = _stored(multiply(left, right.transpose(-2, -1), site, gemm), site, roles.a, gemm)
+            a_gradient = _stored(
+                multiply(left, right.transpose(-2, -1), site, gemm, roles=("gradient", roles.b)), site, roles.a, gemm
+            )
         if ctx.needs_input_grad[1]:
             gemm = roles.grad_b
             left, right = read_along(a, -2, site, roles.a, gemm), read_along(g, -2, site, "gradient", gemm)
-            b_gradient = _stored(multiply(left.transpose(-2, -1), right, site, gemm), site, roles.b, gemm)
+            b_gradient = _stored(
+                multiply(left.transpose(-2, -1), right, site, gemm, roles=(roles.a, "gradient")), site, roles.b, gemm
+            )
         return a_gradient, b_gradient, None, None
 
 

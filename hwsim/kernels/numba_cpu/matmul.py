@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
 from hwsim.kernels.casts import cast_numpy
 from hwsim.kernels.counters import SAMPLE, Counters
-from hwsim.kernels.numba_cpu import fused, matmul_blas, matmul_exact, matmul_terms
+from hwsim.kernels.numba_cpu import fused, half_lanes, int16_lanes, matmul_blas, matmul_exact, matmul_terms
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
 from hwsim.kernels.numba_cpu.matmul_plan import (
@@ -29,35 +31,12 @@ from hwsim.kernels.numba_cpu.matmul_plan import (
     plan,
 )
 from hwsim.kernels.numba_cpu.matmul_tile import look_vectors, read32, write_whole
+from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, matrix, share_rows
 from hwsim.kernels.numba_cpu.quantize import cast_into
-from hwsim.kernels.numba_cpu.threads import pool, threads
+from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
-THREADED_WORK = 1 << 25  # multiply-accumulates from which rows are shared among threads
 _BLANK = np.zeros(8, np.uint64)
-
-
-class Matrix(NamedTuple):
-    """A two-dimensional operand in memory: sizes in elements, address and strides in bytes, `keep` holds its data."""
-
-    address: int
-    rows: int
-    columns: int
-    row: int
-    column: int
-    bits: int
-    keep: Any
-
-
-def matrix(x: Any) -> Matrix:
-    """Return the memory of a numpy array or CPU tensor with two dimensions, float32 or float64, any strides."""
-    if isinstance(x, np.ndarray):
-        data = x.__array_interface__["data"][0]
-        (rows, columns), (row, column) = x.shape, x.strides
-        return Matrix(data, rows, columns, row, column, 8 * x.itemsize, x)
-    size = x.element_size()
-    (rows, columns), (row, column) = x.shape, x.stride()
-    return Matrix(x.data_ptr(), rows, columns, row * size, column * size, 8 * size, x)
 
 
 def _array(x: Any) -> np.ndarray:
@@ -110,8 +89,8 @@ def multiply(
             fused.multiply(_array(a), _array(b), mac.order, out, start)
         _finish(out, mac, start, bias, k, stream, indices)
         return
-    a_facts = facts(left) if formats[0] is None else facts_of_format(formats[0])
-    b_facts = facts(right) if formats[1] is None else facts_of_format(formats[1])
+    a_facts, a_largest = look_at(left) if formats[0] is None else facts_and_largest(formats[0])
+    b_facts, b_largest = look_at(right) if formats[1] is None else facts_and_largest(formats[1])
     if a_facts.special or b_facts.special:
         left, right = canonical(left), canonical(right)
         a, b = left.keep, right.keep
@@ -124,8 +103,9 @@ def multiply(
     if unsure and (isinstance(mac.order, Exact | Pairwise) or isinstance(mac.product, ProductTable)):
         a_facts, b_facts = facts(left), facts(right)
     shortcut = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
-    if shortcut and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts)):
-        _finish(out, mac, start, bias, k, stream, indices)
+    if shortcut and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts), (a_largest, b_largest)):
+        if bias is not None:  # no sum leaves the range, so there is no NaN to look for
+            _finish(out, mac, start, bias, k, stream, indices)
         return
     if isinstance(mac.order, Exact):
         _exact(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, indices)
@@ -135,9 +115,15 @@ def multiply(
         _by_terms(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, k_positions, indices)
         _finish(out, mac, start, bias, k, stream, indices)
         return
+    largest = (math.inf, math.inf) if unsure else (a_largest, b_largest)
+    in_lanes = _in_lanes(left, right, mac, out, start, (a_facts, b_facts), largest)
+    if in_lanes and counters is None:
+        if bias is not None:
+            _finish(out, mac, start, bias, k, stream, indices)
+        return
     chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
-    nans = 1
-    if not (unsure and chosen.recipe.rule == "clamped"):
+    nans = 0 if in_lanes else 1
+    if not in_lanes and not (unsure and chosen.recipe.rule == "clamped"):
         nans = run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())
     if nans and unsure:
         a_facts, b_facts = facts(left), facts(right)
@@ -150,6 +136,16 @@ def multiply(
         check_no_nan(out, mac)
     if bias is not None:
         _finish(out, mac, start, bias, k, stream, indices)
+
+
+def _in_lanes(
+    left: Matrix, right: Matrix | Patches, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
+    known: tuple[Facts, Facts], largest: tuple[float, float],
+) -> bool:  # fmt: skip
+    """Try the kernels in lanes of 16 bits; return whether one of them did it."""
+    if isinstance(mac.accumulator, FixedPoint):
+        return int16_lanes.multiply(left, right, mac, out, start, known, largest)
+    return half_lanes.multiply(left, right, mac, out, start, known)
 
 
 def _count(
@@ -249,18 +245,6 @@ def _cast_fields(cast: Cast) -> tuple[Any, Any, Any]:
     return cast.format, cast.rounding, cast.overflow
 
 
-class Patches(NamedTuple):
-    """Where the elements of a right operand stand that is never written out: values[k_places[k] + n_places[n]]."""
-
-    values: np.ndarray  # flat
-    k_places: np.ndarray  # int64, in elements
-    n_places: np.ndarray
-
-    def matrix(self) -> np.ndarray:
-        """Return the operand written out, k x n."""
-        return self.values[self.k_places[:, None] + self.n_places[None, :]]
-
-
 def multiply_patches(
     a: np.ndarray, items: list[tuple[Patches, np.ndarray, np.ndarray | None, int]], mac: MacSpec, stream: int,
     facts_of_patches: Facts,
@@ -279,8 +263,15 @@ def multiply_patches(
     if special:
         raise UnsupportedError(f"matmul: {mac} has no kernel over patches")
     m, k = a.shape
-    left, left_facts = matrix(a), facts(matrix(a))
+    left = matrix(a)
+    left_facts, left_largest = look_at(left)
+    both, largest = (left_facts, facts_of_patches), (left_largest, math.inf)
+    if isinstance(mac.accumulator, FixedPoint) and mac.accumulator.bits <= int16_lanes.BITS:
+        buffers = {id(item[0].values): item[0].values for item in items}.values()
+        largest = (left_largest, max(look_at(matrix(values.reshape(1, -1)))[1] for values in buffers))
     for patches, out, start, first_index in items:
+        if _in_lanes(left, patches, mac, out, start, both, largest):
+            continue
         start_facts, negative_zero = (NOTHING, False) if start is None else facts_of_start(start)
         chosen = plan(mac, k, left_facts, facts_of_patches, start_facts, negative_zero)
         indices = first_index + np.arange(m, dtype=np.int64) * out.shape[1]
@@ -344,10 +335,7 @@ def run(
             0 if counts is _BLANK else counts.ctypes.data,
         )  # fmt: skip
 
-    if workers < 2 or m < 8 or m * n * k < THREADED_WORK:
-        return share(0, m)
-    step = (-(-m // workers) + 3) // 4 * 4
-    return sum(pool(workers).map(lambda begin: share(begin, min(begin + step, m)), range(0, m, step)))
+    return share_rows(share, m, m * n * k, workers)
 
 
 def keys_of(stream: int, positions: np.ndarray) -> np.ndarray:
@@ -374,15 +362,27 @@ def _has_nan(mac: MacSpec) -> bool:
 # ------------------------------------------------------------------------------------------------ facts by looking
 def facts(x: Matrix) -> Facts:
     """Find out what is true of all values of an operand (one pass)."""
+    return look_at(x)[0]
+
+
+@cache
+def facts_and_largest(fmt: NumberFormat) -> tuple[Facts, float]:
+    """Return what a format alone tells, and its largest magnitude."""
+    return facts_of_format(fmt), math.inf if isinstance(fmt, BlockScaled) else max(fmt.largest, -fmt.lowest)
+
+
+def look_at(x: Matrix) -> tuple[Facts, float]:
+    """Find out what is true of all values of an operand, and the largest magnitude (one pass)."""
     if x.bits == 64:
-        return facts_of_doubles(_array(x.keep))
+        return facts_of_doubles(_array(x.keep)), math.inf
     found = np.empty(5, np.int64)
     across = abs(x.row) < abs(x.column)  # walk along memory
     look(*((x.address, x.columns, x.rows, x.column, x.row) if across else x[:5]), found.ctypes.data)
-    trailing, lowest, highest, special = (int(v) for v in found[:4])
+    trailing, lowest, highest, special, code = found.tolist()
     if highest < 0:  # nothing but zeros
-        return Facts(1, NOTHING.lsb, NOTHING.top, bool(special))
-    return Facts(24 - trailing, lowest - 150, highest - 126, bool(special))
+        return Facts(1, NOTHING.lsb, NOTHING.top, bool(special)), 0.0
+    largest = struct.unpack("f", struct.pack("i", code))[0]
+    return Facts(24 - trailing, lowest - 150, highest - 126, bool(special)), largest
 
 
 @compiled
@@ -390,7 +390,7 @@ def look(address, rows, columns, row, column, found):  # type: ignore[no-untyped
     """Look at every float32 of a matrix; write to `found` (see `look_vector`).
 
     found: fewest trailing zeros of a significand; lowest last bit (2**(lowest - 150)); highest biased exponent (-1 if
-    all are zero); whether there are infinities or NaN.
+    all are zero); whether there are infinities or NaN; the code of the highest magnitude.
     """
     state = np.empty(3 * 16, np.int32)
     at = state.ctypes.data
@@ -419,6 +419,7 @@ def look(address, rows, columns, row, column, found):  # type: ignore[no-untyped
     write_whole(found + 8, ((low + 1) >> 23) - 127)
     write_whole(found + 16, (high >> 23) if high else -1)
     write_whole(found + 24, np.int64(high >= 0x7F800000))
+    write_whole(found + 32, high)
 
 
 def facts_of_doubles(x: np.ndarray) -> Facts:

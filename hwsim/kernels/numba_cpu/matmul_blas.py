@@ -24,8 +24,14 @@ SMALLEST_WORK = 1 << 18  # multiply-accumulates below which the bound costs more
 INTEGER_WORK = 1 << 22
 
 
-def multiply(a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, Facts]) -> bool:
-    """Compute a @ b into `out` if a bound proves that BLAS gives the same; return whether it did."""
+def multiply(
+    a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, Facts], largest: tuple[float, float]
+) -> bool:
+    """Compute a @ b into `out` if a bound proves that BLAS gives the same; return whether it did.
+
+    Args:
+        largest: the largest magnitude in each operand, or more.
+    """
     fmt, order = mac.accumulator, mac.order
     k, work = a.shape[1], out.size * a.shape[1]
     if not isinstance(fmt, FixedPoint) or mac.product != "exact" or work < SMALLEST_WORK:
@@ -35,16 +41,19 @@ def multiply(a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, 
     if not one_sum or any(f.special or f.wide for f in facts) or lsb < -fmt.fraction_bits or lsb > 1000:
         return False
     wraps = mac.overflow is Overflow.WRAP
-    x, y = _tensor(a), _tensor(b)
-    ranges = [_range(x), _range(y)]
-    bound = k * max(map(abs, ranges[0])) * max(map(abs, ranges[1]))
-    if not wraps and bound > min(fmt.largest, -fmt.lowest):
-        bound = _norms(x, 1) * _norms(y, 0) * (1 + 2.0**-20)  # Cauchy and Schwarz; the norms are rounded
-        if bound > min(fmt.largest, -fmt.lowest):
+    limit = math.inf if wraps else min(fmt.largest, -fmt.lowest)
+    bound = k * largest[0] * largest[1]
+    if bound > limit:
+        # Cauchy and Schwarz; the norms are rounded. One row and one column tell most of what does not fit
+        bound = _norm(a[0]) * _norm(b[:, 0])
+        if bound <= limit:
+            bound = _norms(_tensor(a), 1) * _norms(_tensor(b), 0) * (1 + 2.0**-20)
+        if bound > limit:
             return False
+    x, y = _tensor(a), _tensor(b)
     steps = bound * 2.0**-lsb
     if work >= INTEGER_WORK and steps < 2.0**31 and fmt.signed and (not wraps or lsb == -fmt.fraction_bits):
-        eight = [_as_int8(v, f.lsb, r) for v, f, r in zip((x, y), facts, ranges, strict=True)]
+        eight = [_as_int8(v, f.lsb, top) for v, f, top in zip((x, y), facts, largest, strict=True)]
         if all(v is not None for v in eight) and integer_product_works():
             import torch
 
@@ -67,12 +76,12 @@ def _finish(sums: Any, fmt: FixedPoint, wraps: bool, out: np.ndarray) -> None:
     torch.from_numpy(out).copy_(sums + 0.0)  # + 0: fixed point has no negative zero
 
 
-def _as_int8(x: Any, lsb: int, ends: tuple[float, float]) -> Any:
+def _as_int8(x: Any, lsb: int, largest: float) -> Any:
     """Return x / 2**lsb as int8, None where it does not fit."""
     import torch
 
     scale = 2.0**-lsb
-    if ends[0] * scale < -128 or ends[1] * scale > 127:
+    if largest * scale > 128 or (largest * scale == 128 and float(x.max()) > 127 / scale):
         return None
     return (x if lsb == 0 else x * scale).to(torch.int8)
 
@@ -111,14 +120,10 @@ def _tensor(x: Any) -> Any:
     return torch.from_numpy(x if min(x.strides, default=0) >= 0 else np.ascontiguousarray(x))
 
 
-def _range(x: Any) -> tuple[float, float]:
-    """Return the least and the greatest element."""
-    import torch
-
-    if not x.numel():
-        return 0.0, 0.0
-    low, high = torch.aminmax(x)
-    return float(low), float(high)
+def _norm(x: Any) -> float:
+    """Return the Euclidean norm of one row or column."""
+    line = np.asarray(x, np.float64)
+    return math.sqrt(float(line @ line))
 
 
 def _norms(x: Any, axis: int) -> float:

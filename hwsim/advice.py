@@ -170,6 +170,16 @@ def losses(exponents: Exponents, cast: Cast, shift: int) -> tuple[float, float]:
     return below / total, beyond / total
 
 
+def held_binades(cast_text: str) -> tuple[int, int] | None:
+    """Return the first and last binade that a cast neither loses nor saturates; None for block formats."""
+    cast = Cast.parse(cast_text)
+    if isinstance(cast.format, BlockScaled):
+        return None
+    smallest, top = cast.format.smallest_exponent, floor(log2(cast.format.largest))
+    low = next(e for e in (smallest - 1, smallest) if not losses({e: 1}, cast, 0)[0])
+    return low, top if not losses({top: 1}, cast, 0)[1] else top - 1
+
+
 def _against_infinity(cast: Cast) -> str:
     if "saturate" in str(cast):
         return "they come from before this cast: look at the sums of the layers around"

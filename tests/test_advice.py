@@ -5,7 +5,7 @@ import pytest
 
 import hwsim
 from hwsim import Cast, advise
-from hwsim.advice import CHUNK, LOST_UPDATES, SATURATION, SWAMPED, UNDERFLOW, fitting_shift, losses
+from hwsim.advice import CHUNK, LOST_UPDATES, SATURATION, SWAMPED, UNDERFLOW, fitting_shift, held_binades, losses
 from hwsim.arithmetic.variance_retention import needed_bits
 from hwsim.training.profile import GradientRow, Profile, SumRow, TensorRow, UpdateRow
 
@@ -165,6 +165,13 @@ def test_predicted_losses_are_those_of_the_cast(name, scale):
         below, beyond = losses(exponents, cast, shift)
         assert below == pytest.approx(np.mean(stored == 0), abs=1e-4)
         assert beyond == pytest.approx(np.mean(np.abs(moved) > cast.format.largest), abs=0.12)
+
+
+def test_the_binades_that_a_format_holds():
+    assert held_binades("float8_e4m3fn") == (-10, 8)  # half of 2^-9 and more rounds up to it
+    assert held_binades("float8_e4m3fn toward_zero") == (-9, 8)
+    assert held_binades("fixed8.6") == (-7, 0)
+    assert held_binades("mxfp8_e4m3") is None
 
 
 def test_the_advised_scale_cures_the_underflow():

@@ -7,10 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from hwsim.advice import (
+    CHUNK,
+    COSINE,
+    LOST_UPDATES,
+    NORM_RATIO,
+    OVERFLOW,
+    SATURATION,
+    SNR_DB,
+    SNR_WANTED_DB,
+    SWAMPED,
+    UNDERFLOW,
+    UNDERFLOW_LEFT,
+)
 from hwsim.arithmetic.variance_retention import needed_bits, variance_retention
+from hwsim.catalog import load_experiment
+from hwsim.training.profiler import STEPS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-GUIDES = ("accumulator-width.md",)
+GUIDES = ("accumulator-width.md", "profiler.md")
 
 
 def blocks(name, language):
@@ -24,6 +39,21 @@ def test_python_examples_run(guide, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_experiment_is_sound(tmp_path):
+    (text,) = blocks("profiler.md", "yaml")
+    (tmp_path / "experiment.yaml").write_text(text)
+    assert load_experiment(tmp_path / "experiment.yaml").profile
+
+
+def test_the_thresholds_are_those_of_the_rules():
+    text = (DOCS / "profiler.md").read_text(encoding="utf-8")
+    shares = {"0.1 %": SATURATION, "10 %": UNDERFLOW, "1 %": UNDERFLOW_LEFT, "25 %": SWAMPED, "0.01 %": OVERFLOW}
+    for written, value in shares.items():
+        assert f"{100 * value:g} %" == written and f" {written}" in text
+    assert (LOST_UPDATES, COSINE, NORM_RATIO, SNR_DB, SNR_WANTED_DB, CHUNK) == (0.5, 0.9, (0.8, 1.25), 10, 20, 64)
+    assert STEPS == 8 and "eight steps" in text
 
 
 @pytest.mark.parametrize("command", blocks("accumulator-width.md", "")[0].splitlines())

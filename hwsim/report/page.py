@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from hwsim.records import Machine
-from hwsim.report import figures, headline, markup, tables, words
+from hwsim.report import figures, headline, markup, numerics, tables, words
 from hwsim.report.drawing import Drawing, draw
 from hwsim.report.frame import Part, html_document
 from hwsim.report.palette import Palette
@@ -136,6 +136,8 @@ class _Page:
             figures.training_curves(results, "train_loss", "training loss", percent=False),
         ]
         self._add_figures("training", "Training", "How training went", curves)
+        if any(trial.training.profile is not None for trial in results.trials):
+            self._add("numerics", "Numerics", "What the numbers did", self._numerics())
         kept = [figures.kept_shares(results)]
         self._add_figures("sparsity", "Kept", "What top-k keeps", kept, tables.kept_positions(results))
         if results.simulations:
@@ -207,6 +209,17 @@ class _Page:
                     choices.append(f'<div data-chooser="{chooser}" data-choice="{value}">{self._figures(drawn)}</div>')
         select = f'<select id="{chooser}" autocomplete="off">{"".join(options)}</select>'
         return f'<p class="chooser"><label>Show {select}</label></p>' + "".join(choices)
+
+    def _numerics(self) -> str:
+        """One profiled trial of each configuration, behind a chooser."""
+        chooser = f"chooser{next(self.choosers)}"
+        options = choices = ""
+        for value, (name, seed, profile) in enumerate(numerics.profiled(self.results)):
+            options += f'<option value="{value}">{escape(name)}</option>'
+            content = numerics.numbers(profile, seed)
+            choices += f'<div data-chooser="{chooser}" data-choice="{value}">{content}</div>'
+        select = f'<select id="{chooser}" autocomplete="off">{options}</select>'
+        return f'<p class="chooser"><label>Show {select}</label></p>{choices}'
 
     def _figures(self, drawn: Sequence[Figure]) -> str:
         if not drawn:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.training.audit import Auditor
@@ -26,6 +27,7 @@ from hwsim.training.functions import DIFFERENTIABLE_VIEWS, LOSSES, OWN, PASSING,
 from hwsim.training.meeting import Meetings, shared
 from hwsim.training.plan import LayerPrecision, PrecisionPlan, Rule
 from hwsim.training.presets import parse_plan
+from hwsim.training.recomputing import watched_checkpoints
 from hwsim.training.reducing import reduced
 from hwsim.training.sparse import SparseBackprop
 from hwsim.training.step import Site, Step
@@ -47,6 +49,16 @@ def emulate(
 def emulated(plan: PrecisionPlan | str, sparse: SparseBackprop | None = None, seed: int = 0) -> Emulation:
     """Return the context in which every torch function follows the plan, for losses and code without a module."""
     return Emulation(parse_plan(plan), sparse, seed, None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a forward pass stands: the modules entered, how often each path was called, step number, epoch, domain."""
+
+    stack: list[tuple[str, bool]]
+    calls: dict[str, int]
+    repeats: dict[str, int]
+    moment: tuple[int, int, str]
 
 
 class Emulation:
@@ -106,6 +118,7 @@ class Emulation:
         ):
             always = {"always_call": True} if hook == self._leave_module else {}
             exits.callback(register(hook, **always).remove)
+        exits.enter_context(watched_checkpoints(self))
         self._exits.append(exits)
         if len(self._exits) == 1 and self.audit:
             if self._entries % self.audit_every == 0:
@@ -137,6 +150,48 @@ class Emulation:
         finally:
             self.step.number, self.step.epoch, self.step.domain = step
             self._calls, self._begun = calls, begun
+
+    def place_in_step(self) -> Place:
+        """Return where the forward pass stands: what `back_at` needs to return there."""
+        step = self.step
+        moment = (step.number, step.epoch, step.domain)
+        return Place(list(self._stack), dict(self._calls), dict(step.repeats), moment)
+
+    @contextmanager
+    def back_at(self, place: Place) -> Iterator[None]:
+        """Within it, functions run as they did at that place of the step: the same names, the same random bits.
+
+        Nothing is counted, recorded or profiled twice, and what the module's buffers become is forgotten.
+        """
+        step, now = self.step, self.place_in_step()
+        held = (step.meetings, step.profiler, step.recomputing)
+        buffers = [] if self.module is None else [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        try:
+            with ExitStack() as exits:
+                if not self._exits:
+                    self._begun = True  # it is the same step still
+                    exits.enter_context(self)
+                elif not any(isinstance(mode, _Mode) for mode in _get_current_function_mode_stack()):
+                    exits.enter_context(_Mode(self))
+                self._return_to(place)
+                step.meetings, step.profiler, step.recomputing = None, None, True
+                if step.recorder is not None:
+                    step.recorder.replaying = True
+                yield
+        finally:  # torch ends such a run by an exception as soon as it has what it wanted
+            self._return_to(now)
+            step.meetings, step.profiler, step.recomputing = held
+            if step.recorder is not None:
+                step.recorder.replaying = step.recomputing
+            for buffer, before in buffers:
+                buffer.data.copy_(before)  # not seen by autograd, which guards what it saved
+
+    def _return_to(self, place: Place) -> None:
+        step = self.step
+        self._stack[:], self._calls = list(place.stack), dict(place.calls)
+        step.repeats.clear()
+        step.repeats.update(place.repeats)
+        step.number, step.epoch, step.domain = place.moment
 
     @contextmanager
     def at(self, path: str) -> Iterator[None]:

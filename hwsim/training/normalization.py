@@ -108,7 +108,7 @@ def batch_norm(
         assert running_mean is not None and running_var is not None  # torch refuses it before us
         known = running_mean, running_var
     y, mean, variance = Normalize.apply(rows, eps, True, known, site)
-    if training and running_mean is not None and running_var is not None and not site.step.recomputing:
+    if training and running_mean is not None and running_var is not None:
         unbiased = variance.double() * (rows.shape[1] / (rows.shape[1] - 1))
         for name, running, new in (("mean", running_mean, mean), ("variance", running_var, unbiased)):
             moved = (1 - momentum) * running.double() + momentum * new.double()

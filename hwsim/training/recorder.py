@@ -81,6 +81,7 @@ class Recorder:
     batch: int
     calls: list[GemmCall | FunctionCall] = field(default_factory=list)
     tensors: dict[str, NamedTensor] = field(default_factory=dict)
+    replaying: bool = False  # while a part of the forward pass runs again: its calls are known
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -104,6 +105,8 @@ class Recorder:
 
     def alias(self, result: Any, args: tuple[Any, ...]) -> None:
         """Note that a function gave its first tensor argument another shape and nothing else."""
+        if self.replaying:
+            return
         source = next((a for a in args if isinstance(a, Tensor)), None)
         if source is None or id(source) not in self._names:
             if source is None or id(source) not in self._parameters:
@@ -116,6 +119,8 @@ class Recorder:
 
     def slices(self, site: Site, source: Tensor, pieces: Sequence[Tensor]) -> None:
         """Note that a tensor is used in pieces: no elements are computed, but each piece has a gradient of its own."""
+        if self.replaying:
+            return self._replayed(site.id, pieces)
         names = [
             self._add(piece, self._unique(f"{site.id}.slice{number}"), "activation", self._cast_of(source))
             for number, piece in enumerate(pieces)
@@ -137,6 +142,8 @@ class Recorder:
         weight_transposed: bool = True,
     ) -> None:
         """Note a GEMM-bearing call: `sizes` are m, n and k of one group of its output GEMM."""
+        if self.replaying:
+            return self._replayed(site.id, (output,))
         x, weight, bias = inputs
         m, n, k = sizes
         call = GemmCall(
@@ -168,6 +175,8 @@ class Recorder:
         outputs = [t for t in results if isinstance(t, Tensor) and t.is_floating_point()]
         if not inputs or not outputs:
             return
+        if self.replaying:
+            return self._replayed(site.id, outputs)
         names = tuple(dict.fromkeys(self.name(t) for t in inputs))
         role = "loss" if is_loss else "activation"
         cast = site.precision.cast("loss") if is_loss else self._kept_format(site, kind, names)
@@ -223,6 +232,15 @@ class Recorder:
                 before = sums.get(call.layer, (0.0, 0.0))
                 sums[call.layer] = before[0] + found[0], before[1] + found[1]
         return {layer: part / whole for layer, (part, whole) in sums.items() if whole}
+
+    def _replayed(self, id: str, outputs: Sequence[Tensor]) -> None:
+        """Note that a call ran again; the first time may have been without gradients (reentrant checkpointing)."""
+        known = next((call for call in self.calls if call.id == id), None)
+        if known is None:
+            return
+        names = (known.output,) if isinstance(known, GemmCall) else known.outputs
+        for name, tensor in zip(names, outputs, strict=False):
+            self.tensors[name].requires_grad |= tensor.requires_grad
 
     def _add(self, tensor: Tensor, name: str, role: str, cast: Cast | None) -> str:
         self._names[id(tensor)] = name

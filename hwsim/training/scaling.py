@@ -21,12 +21,16 @@ def scale_for(x: Tensor, number: NumberFormat, scaling: Scaling, site: Site, key
     """Return the factor to multiply x with before its cast, and note x's largest magnitude if the scale is delayed."""
     if scaling.method == "current":
         return factor_for(float(x.abs().max()) if x.numel() else 0.0, number, scaling.margin)
-    history = site.step.magnitudes.setdefault(f"{site.id}.{key}", [])
+    name = f"{site.id}.{key}"
+    if site.step.recomputing and name in site.step.factors:
+        return site.step.factors[name]  # that of the first run, before this step's magnitudes were known
+    history = site.step.magnitudes.setdefault(name, [])
     largest = max(history) if history else float(x.abs().max())
     if site.step.domain == "train":
         history.append(float(x.abs().max()))
         del history[: -scaling.history]
-    return factor_for(largest, number, scaling.margin)
+    factor = site.step.factors[name] = factor_for(largest, number, scaling.margin)
+    return factor
 
 
 def factor_for(largest: float, number: NumberFormat, margin: int = 0) -> float:

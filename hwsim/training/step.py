@@ -42,6 +42,7 @@ class Step:
     repeats: dict[str, int] = field(default_factory=dict)  # how often a part ran so far, by path; cleared each step
     weights_read: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)  # cast once a step
     magnitudes: dict[str, list[float]] = field(default_factory=dict)  # delayed scaling: largest of the last steps
+    factors: dict[str, float] = field(default_factory=dict)  # delayed scaling: what the last read was scaled by
     uncovered: set[str] = field(default_factory=set)  # functions that ran as torch does
 
 

@@ -40,12 +40,12 @@ class Curve:
 def crossing(gains: Sequence[tuple[float, float]]) -> str:
     """Return the largest k that still pays, between points on logarithmic axes; "none" or "over K" off their ends.
 
-    The last crossing counts: beyond it, every point is below 1.
+    The last crossing counts: beyond it, no point is above 1.
     """
-    if gains[-1][1] >= 1:
+    if gains[-1][1] > 1:
         return f"over {gains[-1][0]:g}"
     for (k0, gain0), (k1, gain1) in reversed(list(pairwise(gains))):
-        if gain0 >= 1 > gain1:
+        if gain0 > 1 >= gain1:
             share = math.log(gain0) / (math.log(gain0) - math.log(gain1))
             return f"{k0 * (k1 / k0) ** share:.0f}"
     return "none"

@@ -19,6 +19,11 @@ class Counters:
     stays in range and does not change. A sum overflows if a finite accumulator and a finite term give one at or
     beyond the format's largest (lowest) value, or NaN. Sums with stochastic rounding are counted apart, since there a
     small term counts on average.
+
+    Kahan's sum counts as the running sum it is, without its compensation. In a tree (pairwise), a node is swamped if
+    it equals one of its branches although neither is zero. In fused steps, a product is swamped if alignment truncates
+    it to 0, and what overflows is a step; adding a whole instruction's sum to the addend counts nothing. An exact sum
+    swamps nothing and can overflow once, at its one rounding.
     """
 
     rows: int = 0  # rows counted

@@ -11,8 +11,10 @@ import hwsim
 from hwsim import Cast, PrecisionPlan, SparseBackprop
 from hwsim.arithmetic.mac import MacSpec
 from hwsim.data.dataset import Dataset, Split
+from hwsim.errors import UnsupportedError
 from hwsim.kernels import matmul
 from hwsim.kernels.counters import SAMPLE, Counters
+from hwsim.kernels.numba_cpu import matmul_counts
 from hwsim.training.loop import _Run, train
 from hwsim.training.plan import Rule
 from hwsim.training.profiler import Profiler
@@ -183,7 +185,13 @@ def test_the_sums_of_a_convolution_are_those_of_its_products():
     assert found["grad_input"].terms == counters.terms and found["grad_input"].length == 45
 
 
-def test_orders_without_counting_kernels_are_named():
+def test_sums_that_cannot_be_counted_are_named(monkeypatch):
+    def refuse_trees(counters, rows, totals, mac, honest=matmul_counts.add):
+        if str(mac.order) == "pairwise":
+            raise UnsupportedError("counters: no trees")
+        honest(counters, rows, totals, mac)
+
+    monkeypatch.setattr(matmul_counts, "add", refuse_trees)
     plan = PrecisionPlan("tree", (Rule("*", macs={"output": "bfloat16, order=pairwise"}),))
     profile = train(perceptron(), plan, recipe=SHORT, profile=True).summary.profile
     assert profile.uncounted == {f"{name} output": "bfloat16, order=pairwise" for name in ("fc1", "fc2", "fc3")}

@@ -21,6 +21,7 @@ from hwsim.arithmetic.mac import Fused
 from hwsim.arithmetic.number import FloatingPoint
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.errors import UnsupportedError
+from hwsim.kernels.counters import SAMPLE
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_plan import parameter_block, rule_for
 from hwsim.kernels.numba_cpu.matmul_steps import NUMBERS, WHOLES, Step
@@ -34,8 +35,14 @@ COLUMNS = 8 * VECTORS
 ROW_WORK = 1 << 20  # multiply-accumulates that are worth a thread
 
 
-def multiply(a: np.ndarray, b: np.ndarray, order: Fused, out: np.ndarray, start: np.ndarray | None) -> None:
+def multiply(
+    a: np.ndarray, b: np.ndarray, order: Fused, out: np.ndarray, start: np.ndarray | None,
+    totals: np.ndarray | None = None,
+) -> None:  # fmt: skip
     """Compute a (m x k) times b (k x n) by chained fused steps into `out`; start is m x n, the addend.
+
+    With `totals`, add to it what happened in every `SAMPLE`-th row: non-zero products truncated to 0, steps on finite
+    numbers that came to or beyond the output's largest value, and non-zero products in all.
 
     Raises:
         UnsupportedError: terms that do not fit into float64 lanes, or an output without infinities.
@@ -55,12 +62,20 @@ def multiply(a: np.ndarray, b: np.ndarray, order: Fused, out: np.ndarray, start:
     lengths = np.array([len(step) for step in steps], np.int64)
     block = _block(order)
     addend = addend_format(order)
+    found = np.zeros(2)
+    numbers = (block.ctypes.data, 2.0**addend.emin, 2.0**LOWEST_ALIGNMENT, order.fraction_bits, found)
 
     def share(begin: int, end: int) -> None:
-        function(left, left_unit, right, right_unit, first, out, begin, end, lengths, block.ctypes.data,
-                 2.0**addend.emin, 2.0**LOWEST_ALIGNMENT, order.fraction_bits)  # fmt: skip
+        function(left, left_unit, right, right_unit, first, out, begin, end, lengths, *numbers)
 
     run_slices(share, m, max(1, ROW_WORK // max(1, n * a.shape[1])))
+    if totals is not None:
+        some = [np.ascontiguousarray(x[::SAMPLE]) for x in (left, left_unit, first, out)]
+        counting = kernel(rule_for(order.output, 64), True)
+        counting(some[0], some[1], right, right_unit, *some[2:], 0, len(some[0]), lengths, *numbers)
+        totals[:2] += found
+        # units are 0 for what is 0 or not finite
+        totals[2] += np.count_nonzero(some[1], 0) @ np.count_nonzero(right_unit, 1)
 
 
 def _check(order: Fused) -> None:
@@ -100,21 +115,21 @@ def cut_operand(x: np.ndarray, inputs: FloatingPoint | None) -> np.ndarray:
 
 
 @cache
-def kernel(rule: str) -> Any:
+def kernel(rule: str, counting: bool = False) -> Any:
     """Return the compiled loops for one rounding rule of the output."""
-    return _build(rule, REVISION)
+    return _build(f"count {rule}" if counting else rule, counting, REVISION)
 
 
-def _build(rule: str, revision: str) -> Any:
+def _build(rule: str, counting: bool, revision: str) -> Any:
     @compiled
-    def run(a, a_unit, b, b_unit, start, out, begin, end, lengths, block, addend_low, lowest, fraction_bits):  # type: ignore[no-untyped-def]
+    def run(a, a_unit, b, b_unit, start, out, begin, end, lengths, block, addend_low, lowest, fraction_bits, found):  # type: ignore[no-untyped-def]
         _ = revision
         k, n = b.shape
         panel = np.zeros((k + 1, COLUMNS))
         panel_unit = np.zeros((k + 1, COLUMNS))
         left = np.zeros((k + 1, ROWS))  # two rows side by side: the tile reads row r at 8 r
         left_unit = np.zeros((k + 1, ROWS))
-        state = np.zeros((ROWS, COLUMNS))
+        state = np.zeros((3 * ROWS, COLUMNS))  # the sums, and where it counts: cut products and overflowed steps
         limits = np.array([addend_low, lowest])
         shift = np.int64(fraction_bits) << 52
         for first in range(0, n, COLUMNS):
@@ -142,6 +157,11 @@ def _build(rule: str, revision: str) -> Any:
                     for j in range(columns):
                         value = state[r, j]
                         out[row + r, first + j] = np.nan if np.isnan(value) else value
+                        if counting:
+                            found[0] += state[ROWS + r, j]
+                            found[1] += state[2 * ROWS + r, j]
+                if counting:
+                    state[ROWS:] = 0.0
 
     return run
 
@@ -151,7 +171,7 @@ def fused_tile(_typing, rule, a, a_unit, b, b_unit, state, length, block, limits
     """One step on a tile of ROWS x COLUMNS: state = round(aligned sum of `length` products and state).
 
     Args:
-        rule: literal, the rounding of the output (`Step.round`).
+        rule: literal, the rounding of the output (`Step.round`); "count " before it adds to the counts behind `state`.
         a, a_unit: addresses; k by k, ROWS values side by side. b, b_unit: k by k, COLUMNS values.
         limits: address of two floats: the addend's smallest normal, and the smallest alignment.
         shift: fraction bits, in the place of a float64's exponent field.
@@ -172,7 +192,8 @@ class _FusedTile:
         self, builder: ir.IRBuilder, rule: str, a: Any, a_unit: Any, b: Any, b_unit: Any, state: Any, length: Any,
         block: Any, limits: Any, shift: Any,
     ) -> None:  # fmt: skip
-        self.builder, self.rule, self.length, self.shift = builder, rule, length, shift
+        self.builder, self.rule, self.length, self.shift = builder, rule.removeprefix("count "), length, shift
+        self.counting = rule.startswith("count ")
         self.a, self.a_unit, self.b, self.b_unit, self.state = a, a_unit, b, b_unit, state
         self.lanes = Lanes(builder, 64)
         self.step = Step(self.lanes, block)
@@ -237,11 +258,16 @@ class _FusedTile:
             new = {}
             for r, c in self.places:
                 scaled = v.mul(v.mul(rows[r], columns[c]), scale[r, c])
-                new["sum", r, c] = v.add(held["sum", r, c], v.to_integral("trunc", scaled))
+                kept = v.to_integral("trunc", scaled)
+                new["sum", r, c] = v.add(held["sum", r, c], kept)
+                if self.counting:
+                    lost = b.and_(b.fcmp_ordered("==", kept, zero), b.fcmp_unordered("!=", scaled, zero))
+                    new["cut", r, c] = v.add(held["cut", r, c], b.select(lost, v.number(1.0), zero))
                 new["plain", r, c] = v.fma(rows[r], columns[c], held["plain", r, c])
             return new
 
-        last = self._loop(sums | plain, add)
+        cut = {("cut", *p): v.load(self._count_address(0, *p)) for p in self.places} if self.counting else {}
+        last = self._loop(sums | plain | cut, add)
         for place, address in addresses.items():
             back = v.float_of(b.sub(v.bits_of(unit[place]), v.spread(self.shift)))
             total = v.mul(v.add(last["sum", *place], zero), back)  # + 0: a sum of zero is +0
@@ -249,3 +275,12 @@ class _FusedTile:
             raw = last["plain", *place]
             finite = b.fcmp_ordered("<", v.abs(raw), v.number(float("inf")))
             v.store(b.select(finite, rounded, raw), address)
+            if self.counting:
+                v.store(last["cut", *place], self._count_address(0, *place))
+                inside = b.fcmp_ordered("<", v.abs(rounded), self.step.number("largest"))
+                beyond = b.select(b.and_(finite, b.not_(inside)), v.number(1.0), zero)
+                total = self._count_address(1, *place)
+                v.store(v.add(v.load(total), beyond), total)
+
+    def _count_address(self, which: int, row: int, vector: int) -> Any:
+        return self.builder.add(self.state, INT64(64 * ((which + 1) * len(self.places) + row * VECTORS + vector)))

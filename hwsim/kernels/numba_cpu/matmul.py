@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable, Sequential
+from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import Overflow
 from hwsim.arithmetic.storage import Cast
@@ -18,7 +18,15 @@ from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
 from hwsim.kernels.casts import cast_numpy
 from hwsim.kernels.counters import SAMPLE, Counters
-from hwsim.kernels.numba_cpu import fused, half_lanes, int16_lanes, matmul_blas, matmul_exact, matmul_terms
+from hwsim.kernels.numba_cpu import (
+    fused,
+    half_lanes,
+    int16_lanes,
+    matmul_blas,
+    matmul_counts,
+    matmul_exact,
+    matmul_terms,
+)
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
 from hwsim.kernels.numba_cpu.matmul_plan import (
@@ -78,15 +86,11 @@ def multiply(
     m, k, n = left.rows, left.columns, right.columns
     if not m or not n:
         return
-    if counters is not None and (
-        not isinstance(mac.order, Sequential | Chunked) or isinstance(mac.product, ProductTable)
-    ):
-        raise UnsupportedError(f"counters: got {mac}, expected order sequential or chunked and no table")
     if isinstance(mac.order, Fused):
-        if mac.order.addend == "last":
-            _addend_last(_array(a), _array(b), mac.order, out, start)
-        else:
-            fused.multiply(_array(a), _array(b), mac.order, out, start)
+        totals = None if counters is None else np.zeros(3)
+        _fused(_array(a), _array(b), mac.order, out, start, totals)
+        if counters is not None and totals is not None:
+            matmul_counts.add(counters, -(-m // SAMPLE), totals, mac)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     a_facts, a_largest = look_at(left) if formats[0] is None else facts_and_largest(formats[0])
@@ -109,10 +113,13 @@ def multiply(
         return
     if isinstance(mac.order, Exact):
         _exact(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, indices)
+        if counters is not None:
+            matmul_counts.exact(_array(a), _array(b), mac, out, counters)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     if isinstance(mac.order, Pairwise) or isinstance(mac.product, ProductTable):
-        _by_terms(_array(a), _array(b), mac, out, start, (a_facts, b_facts, start_facts), stream, k_positions, indices)
+        known = (a_facts, b_facts, start_facts)
+        _by_terms(_array(a), _array(b), mac, out, start, known, stream, k_positions, indices, counters)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     largest = (math.inf, math.inf) if unsure else (a_largest, b_largest)
@@ -153,8 +160,6 @@ def _count(
     k_positions: np.ndarray | None, indices: np.ndarray | None, counters: Counters,
 ) -> None:  # fmt: skip
     """Sum every `SAMPLE`-th row once more, counting."""
-    if chosen.recipe.order == "kahan":
-        raise UnsupportedError("counters: got order kahan, expected sequential or chunked")
     n = right.columns
     rows = -(-left.rows // SAMPLE)
     some = left._replace(rows=rows, row=left.row * SAMPLE, keep=_array(left.keep)[::SAMPLE])
@@ -164,8 +169,10 @@ def _count(
     begin = None if start is None else start[::SAMPLE]
     out = np.empty((rows, n), result_carrier(mac))
     run(counting, some, right, mac, out, begin, stream, k_positions, places, 1, totals)
-    swamped, overflowed, terms = totals
-    counters.add(rows, swamped, overflowed, terms, mac.rounding.stochastic)
+    if counting.recipe.counts_same:
+        terms = matmul_counts.terms(some.keep, _array(right.keep))
+        totals[:] = totals[0] - (rows * n * left.columns - terms), 0, terms
+    matmul_counts.add(counters, rows, totals, mac)
 
 
 def _exact(
@@ -184,6 +191,7 @@ def _exact(
 def _by_terms(
     a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
     known: tuple[Facts, Facts, Facts], stream: int, k_positions: np.ndarray | None, indices: np.ndarray | None,
+    counters: Counters | None,
 ) -> None:  # fmt: skip
     if known[0].wide or known[1].wide:
         raise UnsupportedError(f"matmul: {mac} of float64 operands has no vector kernel")
@@ -196,7 +204,13 @@ def _by_terms(
     index = np.arange(m, dtype=np.int64) * n if indices is None else indices
     outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(chunks))
     keys = keys if keys.size else _BLANK
-    matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys if chunks else _BLANK, index)
+    outer_keys = outer_keys if chunks else _BLANK
+    matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys, index)
+    if counters is not None:
+        some, begin, totals = a[::SAMPLE], None if start is None else start[::SAMPLE], np.zeros(3)
+        sums = np.empty((len(some), n), out.dtype)
+        matmul_terms.multiply(some, b, mac, sums, begin, keys, outer_keys, index[::SAMPLE], totals)
+        matmul_counts.add(counters, len(some), totals, mac)
 
 
 def _finish(
@@ -215,12 +229,18 @@ def _finish(
         check_no_nan(out, mac)
 
 
-def _addend_last(a: np.ndarray, b: np.ndarray, order: Fused, out: np.ndarray, start: np.ndarray | None) -> None:
-    """Fused steps whose addend joins last: one instruction (groups x terms positions) after the other."""
+def _fused(
+    a: np.ndarray, b: np.ndarray, order: Any, out: np.ndarray, start: np.ndarray | None,
+    totals: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Fused steps; where the addend joins last, one instruction (groups x terms positions) after the other."""
+    if order.addend == "first":
+        fused.multiply(a, b, order, out, start, totals)
+        return
     span, k = order.groups * order.terms, a.shape[1]
     total = start
     for first in range(0, max(k, 1), span):
-        fused.multiply(a[:, first : first + span], b[first : first + span], order, out, None)
+        fused.multiply(a[:, first : first + span], b[first : first + span], order, out, None, totals)
         if total is not None:
             _add_nearest(out, total, order.output)
         total = out.astype(np.float64)

@@ -54,16 +54,17 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
     of three float64 that a counting recipe adds to. It returns how many results are NaN.
     """
     return _build(
-        str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.states, recipe.counts, REVISION
+        str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.sums_kept, recipe.planes, REVISION
     )
 
 
 def _build(
-    text: str, outer: str, bits: int, store_bits: int, states: int, counting: bool, revision: str
+    text: str, outer: str, bits: int, store_bits: int, sums: int, planes: int, revision: str
 ) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
-    wide = NARROW if counting else VECTORS * lanes  # counts take registers too
+    wide = VECTORS * lanes
+    states, counting = sums + planes, planes > 0
     slim = NARROW // lanes
     chunked = outer != ""
 
@@ -117,7 +118,7 @@ def _build(
                 for begin in range(0, k, chunk):
                     length = min(chunk, k - begin)
                     if chunked:
-                        _clear(bits, state, 0, states * rows * width)
+                        _clear(bits, state, 0, (states if begin == 0 else sums) * rows * width)
                     at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * begin
                     if width == NARROW:
                         if rows == ROWS:
@@ -128,8 +129,6 @@ def _build(
                         tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     else:
                         tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
-                    if counting:
-                        _count(bits, state, states, counts, rows, columns, width)
                     if chunked:
                         groups = rows * width // 16
                         outer_key = outer_keys + 8 * (begin // chunk)
@@ -138,6 +137,8 @@ def _build(
                         join(outer, bits, groups, total, state, outer_block, outer_key, group_places)
                         if outer_mode != mode:
                             set_processor_mode(np.int32(mode))
+                if counting and k > 0:
+                    _count(bits, state, sums, planes, counts, rows, columns, width)
                 if chunked:
                     nans += _store(64, store_bits, total, out, out_row, row, first, rows, columns, width)
                 else:
@@ -229,16 +230,15 @@ def _clear(bits, state, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _count(bits, state, states, counts, rows, columns, width):  # type: ignore[no-untyped-def]
-    """Add a tile's counts (its last three planes) to the totals, and clear them."""
-    for which in range(3):
-        plane = state + (states - 3 + which) * rows * width * (bits // 8)
+def _count(bits, state, sums, planes, counts, rows, columns, width):  # type: ignore[no-untyped-def]
+    """Add a tile's counts (its last planes) to the totals."""
+    for which in range(planes):
+        plane = state + (sums + which) * rows * width * (bits // 8)
         total = read64(counts + 8 * which)
         for r in range(rows):
             for j in range(columns):
                 total += _read(bits, plane + (r * width + j) * (bits // 8))
         write64(counts + 8 * which, total)
-        _clear(bits, plane, 0, rows * width)
 
 
 @compiled

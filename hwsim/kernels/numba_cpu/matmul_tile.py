@@ -58,7 +58,22 @@ class Recipe:
     @property
     def states(self) -> int:
         """Vectors kept for each vector of outputs."""
-        return (2 if self.order == "kahan" else 1) + (3 if self.counts else 0)
+        return self.sums_kept + self.planes
+
+    @property
+    def sums_kept(self) -> int:
+        """Vectors of sums: the running sum, and Kahan's compensation."""
+        return 2 if self.order == "kahan" else 1
+
+    @property
+    def planes(self) -> int:
+        """Vectors of counts: swamped, overflowed, terms; or only the sums that stayed the same (`counts_same`)."""
+        return 0 if not self.counts else 1 if self.counts_same else 3
+
+    @property
+    def counts_same(self) -> bool:
+        """Whether no sum can leave the range and every zero term leaves its sum alone."""
+        return self.counts and (self.rule, self.product, self.order) == ("split", "none", "sequential")
 
     @property
     def random(self) -> bool:
@@ -182,14 +197,14 @@ class _Tile:
             t = step.round(recipe.rule, step.sum_two(sums, total, y))
             back = step.round(recipe.rule, step.sum_two(sums, t, v.neg(total)))
             lost = step.sum_two(sums, back, v.neg(y))
-            return [t, lost if recipe.rule in LAST_IS_EXACT else step.round(recipe.rule, lost)]
-        new = term_plus(old[0], word)
+            new = [t, lost if recipe.rule in LAST_IS_EXACT else step.round(recipe.rule, lost)]
+        else:
+            new = [term_plus(old[0], word)]
         if not recipe.counts:
-            return [new]
-        term = v.mul(a, b) if product is None else product
-        return [new, *self._count(term, old, new)]
+            return new
+        return [*new, *self._count((a, b) if product is None else (product,), old[0], new[0], old[recipe.sums_kept :])]
 
-    def _count(self, term: Any, old: list[Any], new: Any) -> list[Any]:
+    def _count(self, factors: tuple[Any, ...], old: Any, new: Any, counts: list[Any]) -> list[Any]:
         """Count swamped terms, overflows and terms that are not zero (as floats, in the lanes)."""
         v, b = self.lanes, self.builder
         one, zero = v.number(1.0), v.number(0.0)
@@ -198,15 +213,19 @@ class _Tile:
         def finite(x: Any) -> Any:
             return b.fcmp_ordered("<", v.abs(x), infinity)
 
-        real = b.and_(b.fcmp_unordered("!=", term, zero), finite(term))
-        same = b.fcmp_ordered("==", new, old[0])
+        same = b.fcmp_ordered("==", new, old)
+        if self.recipe.counts_same:
+            return [v.add(counts[0], b.select(same, one, zero))]
+        real = ir.Constant(ir.VectorType(ir.IntType(1), v.count), [1] * v.count)
+        for factor in factors:  # a float32 product may itself be 0 or infinite although the true one is not
+            real = b.and_(real, b.and_(b.fcmp_unordered("!=", factor, zero), finite(factor)))
         largest, lowest = self.step.number("largest"), self.step.number("lowest")
         edge = b.or_(b.fcmp_unordered(">=", new, largest), b.fcmp_unordered("<=", new, lowest))
-        within = b.and_(finite(old[0]), b.not_(edge))
+        within = b.and_(finite(old), b.not_(edge))
         swamped = b.and_(b.and_(real, same), within)
-        overflowed = b.and_(b.and_(edge, finite(old[0])), real)
+        overflowed = b.and_(b.and_(edge, finite(old)), real)
         adds = [b.select(x, one, zero) for x in (swamped, overflowed, real)]
-        return [v.add(count, more) for count, more in zip(old[1:], adds, strict=True)]
+        return [v.add(count, more) for count, more in zip(counts, adds, strict=True)]
 
 
 def _address_intrinsic(kind: Any, number: Any) -> tuple[Any, Any]:

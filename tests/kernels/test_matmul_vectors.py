@@ -85,6 +85,20 @@ def test_a_sum_that_is_rounded_twice_is_seen(monkeypatch, recipes):
         assert_same(got, expected)
 
 
+@EXPLICIT
+def test_values_are_looked_at_where_a_format_alone_proves_too_little(recipes):
+    rng = np.random.default_rng(2)
+    a, b = (hwsim.quantize(rng.standard_normal((64, 64)).astype(np.float32), "bfloat16") for _ in range(2))
+    known = (hwsim.parse_format("bfloat16"),) * 2
+    expected = matmul(a, b, "bfloat16")
+    assert_same(matmul(a, b, "bfloat16", formats=known), expected)
+    assert [r.sums for r in recipes] == ["once", "once"]
+    b[5, 7] = np.inf  # nothing is lost by the look
+    got = matmul(a, b, "bfloat16", formats=known)
+    assert np.isinf(got[:, 7]).all()
+    assert_same(np.delete(got, 7, 1), np.delete(expected, 7, 1))
+
+
 def against_reference(a, b, mac, c=None, **options):
     got = matmul(a, b, mac, c, **options)
     with hwsim.backend("reference"):

@@ -44,6 +44,7 @@ from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
+LOOK_WORK = 1 << 18  # multiply-accumulates from which a look at operands of known formats repays
 _BLANK = np.zeros(8, np.uint64)
 
 
@@ -129,6 +130,10 @@ def multiply(
             _finish(out, mac, start, bias, k, stream, indices)
         return
     chosen = plan(mac, k, a_facts, b_facts, start_facts, negative_zero)
+    if not in_lanes and formats != (None, None) and chosen.recipe.proves_nothing and m * n * k >= LOOK_WORK:
+        looked = facts(left), facts(right)  # a format says less than its values
+        if not (looked[0].special or looked[1].special):
+            chosen = plan(mac, k, *looked, start_facts, negative_zero)
     nans = 0 if in_lanes else 1
     if not in_lanes and not (unsure and chosen.recipe.rule == "clamped"):
         nans = run(chosen, left, right, mac, out, start, stream, k_positions, indices, threads())

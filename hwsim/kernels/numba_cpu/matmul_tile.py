@@ -76,6 +76,11 @@ class Recipe:
         return self.counts and (self.rule, self.product, self.order) == ("split", "none", "sequential")
 
     @property
+    def proves_nothing(self) -> bool:
+        """Whether this is the way for values of any size, where knowing more of them may save half the work."""
+        return self.rule.startswith(("scaled", "half", "magic_", "bits_nearest_even"))
+
+    @property
     def random(self) -> bool:
         """Whether steps draw random words."""
         return "stochastic" in self.rule

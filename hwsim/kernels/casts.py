@@ -60,7 +60,10 @@ def quantize(
 def cast(x: Any, cast: Cast | str, stream: int = 0, scale: Any = None, out: Any = None, *, axis: int = -1) -> Any:
     """Return x stored by a `Cast`; the form that training uses. See `quantize` for the arguments."""
     made = Cast.parse(cast)
-    name = backends.choose(backends.device_of(x))
+    device = backends.device_of(x)
+    if device == "cuda" and isinstance(made.format, BlockScaled):
+        device = "cuda without triton"  # whose back end has no block formats; torch's has
+    name = backends.choose(device)
     if backends.is_tensor(x):
         if name == "torch":
             from hwsim.kernels.torch_eager.quantize import cast_tensor

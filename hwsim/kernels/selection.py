@@ -67,7 +67,10 @@ def select_topk(
         raise SpecError(f"score: got {score!r}, expected magnitude or random")
     if not isinstance(kept, int | np.integer) or kept < 1:
         raise SpecError(f"kept: got {kept!r}, expected an integer of 1 or more")
-    name = backends.choose(backends.device_of(g))
+    device = backends.device_of(g)
+    if device != "cpu" and backends.forced() is None:
+        device = "cpu"  # no GPU back end selects; on the host the positions are the same
+    name = backends.choose(device)
     array = g.detach().cpu().numpy() if backends.is_tensor(g) else np.asarray(g)
     if array.ndim < 1 or array.dtype not in (np.float32, np.float64):
         raise SpecError(f"select_topk: got shape {array.shape} of {array.dtype}, expected (rows, ...) of float32")

@@ -10,6 +10,7 @@ Two published codes of meProp (Sun et al., repository lancopku/meProp) start the
 
 from __future__ import annotations
 
+import copy
 from math import sqrt
 from typing import Literal
 
@@ -31,8 +32,11 @@ def draw_initial_weights(module: nn.Module, seed: int, initial: Initial = "defau
         SpecError: a parameter belongs to a module that has no `reset_parameters`, or the network has no linear layer
             that `initial` could start in its way.
     """
+    if any(p.device.type != "cpu" for p in module.parameters()):
+        _draw_on_host(module, seed, initial)
+        return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         _draw(module, "")
         if initial != "default":
             layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
@@ -42,6 +46,15 @@ def draw_initial_weights(module: nn.Module, seed: int, initial: Initial = "defau
                 )
             for layer in layers:
                 _draw_linear(layer, initial)
+
+
+def _draw_on_host(module: nn.Module, seed: int, initial: Initial) -> None:
+    """Draw in a copy on the CPU: a GPU's generator gives other numbers for the same seed."""
+    host = copy.deepcopy(module).cpu()
+    draw_initial_weights(host, seed, initial)
+    with torch.no_grad():
+        for kept, drawn in zip(module.state_dict().values(), host.state_dict().values(), strict=True):
+            kept.copy_(drawn)
 
 
 def _draw(module: nn.Module, path: str) -> None:

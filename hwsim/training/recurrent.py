@@ -139,7 +139,7 @@ def _direction(
     for t in times:
         new = _advance(site, name, steps[t], state, w[1], w[3] if has_bias else None)
         if lengths is not None:  # sequences that are over keep their state
-            alive = (t < lengths).unsqueeze(-1)
+            alive = (t < lengths).unsqueeze(-1).to(x.device)
             kept = tuple(torch.where(alive, n, s) for n, s in zip(new, state, strict=True))
             for after, before in zip(kept, new, strict=True):
                 _alias(site, after, before)

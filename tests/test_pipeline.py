@@ -284,3 +284,23 @@ def test_a_configuration_is_trained_with_its_own_seeds(tmp_path: Path) -> None:
     results = hwsim.run(experiment(text), tmp_path, only="train")
     assert {(t.configuration, t.seed) for t in results.trials} == {("dense", 3), ("topk k=8", 0), ("topk k=8", 1)}
     assert not [gap for gap in results.gaps() if "no trial" in gap]
+
+
+def test_the_worst_advice_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from hwsim.cli.summary import MOST_ADVICE, print_summary
+
+    text = """\
+schema: experiment/1
+name: narrow
+model: mlp_digits
+data: digits
+training: {batch: 64, epochs: 1, train_examples: 256, evaluate_examples: 100, recorded_steps: 1}
+configurations:
+  narrow: {precision: {uniform: {forward: fixed8.6, accumulator: fixed12.8, overflow: saturate}}}
+profile: true
+"""
+    print_summary(hwsim.run(experiment(text), tmp_path))
+    printed = capsys.readouterr().out
+    assert printed.count("Advice for narrow: fc") == MOST_ADVICE
+    print_summary(hwsim.run(experiment(text.replace("profile: true", "")), tmp_path / "off"))
+    assert "Advice" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hwsim.summary import AccuracyRow, Cost, CostRow, Gain, Spread
 
 MISSING = "-"
+MOST_ADVICE = 3
 COST_HEADINGS = (
     "configuration", "cycles", "us", "uJ", "to target\nMcycles", "\nms", "\nmJ", "gain:\nbackward", "gain:\nstep",
 )  # fmt: skip
@@ -45,8 +46,21 @@ def print_summary(results: Results) -> None:
             [_cost_cells(row) for row in rows],
             right=COST_HEADINGS[1:],
         )
+    print_advice(results)
     for gap in results.gaps():
         output().print(f"Missing: {gap}", markup=False)
+
+
+def print_advice(results: Results) -> None:
+    """Print the worst that the profiler found in each configuration; the page has the rest."""
+    from hwsim.advice import advise
+
+    shown: set[str] = set()
+    for trial in results.trials:
+        if trial.training.profile is not None and trial.configuration not in shown:
+            shown.add(trial.configuration)
+            for one in advise(trial.training.profile)[:MOST_ADVICE]:
+                output().print(f"Advice for {trial.configuration}: {one.text}", markup=False)
 
 
 def print_sections(results: Results) -> None:

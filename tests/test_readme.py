@@ -56,7 +56,7 @@ def test_the_mistake_reads_as_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"^(hwsim (?:simulate|list|show|check|doctor).*?)(?:  |$)", README, re.MULTILINE)
+    "command", re.findall(r"^(hwsim (?:simulate|accumulator|list|show|check|doctor).*?)(?:  |$)", README, re.MULTILINE)
 )
 def test_shell_examples_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "my_study.yaml").write_text(blocks(README, "yaml")[0])

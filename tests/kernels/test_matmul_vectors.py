@@ -134,6 +134,19 @@ def test_random_words_do_not_depend_on_how_they_are_made(random_bits, n, recipes
     assert {r.rule for r in recipes} <= {"bits_stochastic", "bits_stochastic_low"}
 
 
+@pytest.mark.parametrize("text", [
+    "bfloat16 stochastic, order=kahan", "bfloat16, product=e5m2 stochastic8",
+    "e5m3 stochastic4, product=bfloat16 stochastic2",
+])  # fmt: skip
+def test_every_rounding_of_a_step_draws_its_own_words(text, recipes):
+    rng = np.random.default_rng(11)
+    a, b = (hwsim.quantize(rng.standard_normal(s).astype(np.float32), "float16") for s in ((5, 11), (11, 16)))
+    positions = np.arange(11) * 3
+    against_reference(a, b, parse_mac(text), seed=12, k_positions=positions)
+    against_reference(a, b[:, :7], parse_mac(text), seed=12)
+    assert all(r.random for r in recipes)
+
+
 def test_a_wrong_random_word_is_seen(monkeypatch):
     """The deliberate break: one bit of the fixed mixer."""
     rng = np.random.default_rng(7)

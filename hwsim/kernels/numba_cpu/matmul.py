@@ -339,7 +339,8 @@ def run(
         if m * n > 1 << 32 or (indices is not None and int(indices[-1]) + n > 1 << 32):
             raise UnsupportedError("matmul: more than 2**32 outputs with stochastic rounding have no vector kernel")
         positions = np.arange(k) if k_positions is None else k_positions
-        keys = keys_of(stage_stream(stream, Stage.ACCUMULATE), np.append(positions, 0))
+        stages = chosen.recipe.draws or (Stage.ACCUMULATE,)
+        keys = np.stack([keys_of(stage_stream(stream, stage), np.append(positions, 0)) for stage in stages], 1)
         outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(-(-k // chunk)))
         index = (np.arange(m, dtype=np.int64) * n if indices is None else indices).astype(np.uint32)
     recipe = chosen.recipe

@@ -48,18 +48,19 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
 
     With `k_table` and `n_table` (addresses of i64 byte offsets, 0 for none), b's element (k, n) stands at
     b + k_table[k] + n_table[n] instead: a convolution's patches, which are never written out as a whole.
-    `start` 0 means no start value. `keys` is the address of one u64 for each k, `outer_keys` of one for each chunk,
-    `index` of one u32 for each row: the row-major output index of its first column. Modes are those of `fesetround`.
-    `counts` is the address
-    of three float64 that a counting recipe adds to. It returns how many results are NaN.
+    `start` 0 means no start value. `keys` is the address of one u64 for each k and draw, `outer_keys` of one for each
+    chunk, `index` of one u32 for each row: the row-major output index of its first column. Modes are those of
+    `fesetround`. `counts` is the address of three float64 that a counting recipe adds to. It returns how many results
+    are NaN.
     """
     return _build(
-        str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.sums_kept, recipe.planes, REVISION
+        str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.sums_kept, recipe.planes,
+        len(recipe.draws), REVISION,
     )
 
 
 def _build(
-    text: str, outer: str, bits: int, store_bits: int, sums: int, planes: int, revision: str
+    text: str, outer: str, bits: int, store_bits: int, sums: int, planes: int, draws: int, revision: str,
 ) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
@@ -119,7 +120,7 @@ def _build(
                     length = min(chunk, k - begin)
                     if chunked:
                         _clear(bits, state, 0, (states if begin == 0 else sums) * rows * width)
-                    at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * begin
+                    at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * draws * begin
                     if width == NARROW:
                         if rows == ROWS:
                             tile(text, ROWS, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)

@@ -104,8 +104,6 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     product_rule, product_block = "none", None
     if isinstance(product, Cast) and not _changes_nothing(product, term):
         check_specials(product, term.special)
-        if product.rounding.stochastic:
-            raise UnsupportedError("matmul: a stochastic product has no vector kernel")
         product_rule, product_block, product_bits, term = _product(product, term)
     else:
         product_bits = 64 if term.wide else 32
@@ -114,8 +112,6 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     bits, sums, rule = _accumulation(cast, term, inner_start, length, order, signed_zero_start, product_bits)
     if product_block is not None and bits == 64:
         product_rule, product_block = _general(product, 64)  # type: ignore[arg-type]
-    if cast.rounding.stochastic and order == "kahan":
-        raise UnsupportedError("matmul: stochastic Kahan sums have no vector kernel")
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
     second = empty_block(bits) if product_block is None else product_block
     blocks = np.concatenate([parameter_block(cast, bits), second])

@@ -68,16 +68,17 @@ class TileWords:
 
     Args:
         rows, vectors: of the tile; `lanes` says how many columns a vector has.
-        keys: address of one u64 for each k (with `aligned`, one more behind the last).
+        keys: address of one u64 for each k (with `aligned`, one more behind the last), `key_step` bytes apart.
         index: address of one u32 for each row: the row-major output index of its first column.
         mask: for words of 16 bits in the low half (`low`), which of them count; else None.
     """
 
     def __init__(
-        self, lanes: Lanes, rows: int, vectors: int, keys: Any, index: Any, aligned: bool, mask: Any = None
-    ) -> None:
+        self, lanes: Lanes, rows: int, vectors: int, keys: Any, key_step: int, index: Any, aligned: bool,
+        mask: Any = None,
+    ) -> None:  # fmt: skip
         self.builder, self.count, self.keys, self.mask = lanes.builder, lanes.count, keys, mask
-        self.vectors, self.aligned = vectors, aligned
+        self.vectors, self.aligned, self.key_step = vectors, aligned, key_step
         self.lanes = Lanes(self.builder, 32)
         b = self.builder
         starts = [self.lanes.load_scalar(b.add(index, INT64(4 * row)), INT32) for row in range(rows)]
@@ -101,7 +102,7 @@ class TileWords:
     def _key(self, k: Any) -> tuple[Any, Any]:
         """Return the two halves of the key of k, the low one folded."""
         b = self.builder
-        key = self.lanes.load_scalar(b.add(self.keys, b.mul(k, INT64(8))), INT64)
+        key = self.lanes.load_scalar(b.add(self.keys, b.mul(k, INT64(self.key_step))), INT64)
         return _folded(b, b.trunc(key, INT32)), b.trunc(b.lshr(key, INT64(32)), INT32)
 
     def _prepare_table(self, starts: list[Any]) -> None:

@@ -17,6 +17,7 @@ from hwsim.kernels.numba_cpu.matmul_once import nearest_once
 from hwsim.kernels.numba_cpu.matmul_random import TileWords, random_word
 from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, WHOLES, Step
 from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
+from hwsim.kernels.reference.matmul import Stage
 
 # Rules to nearest without overflow, under which Kahan's last difference is exact: if |total| >= |y|, back is what y
 # really added, and the error of a sum rounded to nearest has p bits; else back is y give or take one unit in its last
@@ -81,9 +82,18 @@ class Recipe:
         return self.rule.startswith(("scaled", "half", "magic_", "bits_nearest_even"))
 
     @property
+    def draws(self) -> tuple[Stage, ...]:
+        """The roundings of a step that each draw a random word."""
+        sums: tuple[Stage, ...] = (Stage.ACCUMULATE,)
+        if self.order == "kahan":
+            sums = (Stage.TERM, Stage.ACCUMULATE, Stage.DIFFERENCE, Stage.LOST)
+        product = (Stage.PRODUCT,) if "stochastic" in self.product else ()
+        return (*(sums if "stochastic" in self.rule else ()), *product)
+
+    @property
     def random(self) -> bool:
         """Whether steps draw random words."""
-        return "stochastic" in self.rule
+        return bool(self.draws)
 
 
 @intrinsic(prefer_literal=True)
@@ -97,8 +107,8 @@ def tile(  # type: ignore[no-untyped-def]
         a, a_row, a_k: address and strides of the left operand. b, b_k: of the right one (columns contiguous).
         state: address of Recipe.states planes of the tile.
         blocks: address of the accumulator's parameter block; the product's block follows it.
-        keys: address of one random key (u64) for each k. index: address of one u32 for each row: the row-major
-            index of the tile's first column.
+        keys: address of random keys (u64), for each k one for each of Recipe.draws.
+        index: address of one u32 for each row: the row-major index of the tile's first column.
     """
     if not all(isinstance(x, types.Literal) for x in (recipe, rows, vectors)):
         return None
@@ -118,10 +128,12 @@ class _Tile:
         self.lanes = Lanes(builder, recipe.bits)
         self.step = Step(self.lanes, blocks)
         self.product_step = Step(self.lanes, builder.add(blocks, INT64(BLOCK * self.lanes.bytes)))
-        self.words: TileWords | None = None
-        if recipe.random:
-            mask = self.step.whole("random_mask") if LOW_WORDS in recipe.rule else None
-            self.words = TileWords(self.lanes, rows, vectors, self.keys, index, recipe.aligned, mask)
+        self.words: dict[Stage, TileWords] = {}
+        for place, stage in enumerate(recipe.draws):
+            rule, own = (recipe.product, self.product_step) if stage is Stage.PRODUCT else (recipe.rule, self.step)
+            mask = own.whole("random_mask") if LOW_WORDS in rule else None
+            keys = (builder.add(self.keys, INT64(8 * place)), 8 * len(recipe.draws))
+            self.words[stage] = TileWords(self.lanes, rows, vectors, *keys, index, recipe.aligned, mask)
 
     def _places(self) -> list[tuple[int, int, int]]:
         return [(s, r, v) for s in range(self.recipe.states) for r in range(self.rows) for v in range(self.vectors)]
@@ -149,15 +161,15 @@ class _Tile:
         for place in places:
             held[place].add_incoming(start[place], before)
         columns = [lanes.load(b.add(right, INT64(64 * v))) for v in range(self.vectors)]
-        if self.words is not None:
-            self.words.start(k)
+        for words in self.words.values():
+            words.start(k)
         new = {}
         for row in range(self.rows):
             factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(self.a_row, INT64(row)))))
             for v in range(self.vectors):
                 old = [held[s, row, v] for s in range(self.recipe.states)]
-                word = self.words.word(row, v) if self.words is not None else None
-                for s, value in enumerate(self._advance(factor, columns[v], old, word)):
+                drawn = {stage: words.word(row, v) for stage, words in self.words.items()}
+                for s, value in enumerate(self._advance(factor, columns[v], old, drawn)):
                     new[s, row, v] = value
         k_next = b.add(k, INT64(1))
         for phi, value in ((k, k_next), (a, b.add(a, self.a_k)), (right, b.add(right, self.b_k))):
@@ -179,32 +191,35 @@ class _Tile:
         """Read every parameter before the loop, by emitting one step whose results nobody uses (LLVM drops it)."""
         zero = self.lanes.number(0.0)
         word = ir.Constant(ir.VectorType(INT32, self.lanes.count), [0] * self.lanes.count)
-        self._advance(zero, zero, [zero] * self.recipe.states, word)
+        self._advance(zero, zero, [zero] * self.recipe.states, dict.fromkeys(self.recipe.draws, word))
 
-    def _advance(self, a: Any, b: Any, old: list[Any], word: Any) -> list[Any]:
+    def _advance(self, a: Any, b: Any, old: list[Any], drawn: dict[Stage, Any]) -> list[Any]:
         recipe, step, v = self.recipe, self.step, self.lanes
-        if word is not None and v.bits == 64:
-            word = self.builder.zext(word, v.integers)
+        if v.bits == 64:
+            drawn = {stage: self.builder.zext(word, v.integers) for stage, word in drawn.items()}
         product = None
         if recipe.product != "none":
-            product = self.product_step.round(recipe.product, v.mul(a, b))
+            product = self.product_step.round(recipe.product, v.mul(a, b), drawn.get(Stage.PRODUCT))
 
-        def term_plus(other: Any, word: Any = None) -> Any:
+        def rounded(x: Any, stage: Stage) -> Any:
+            return step.round(recipe.rule, x, drawn.get(stage))
+
+        def term_plus(other: Any, stage: Stage) -> Any:
             x, y = (a, b) if product is None else (product, step.number("one"))
             if recipe.sums == "once":
                 return nearest_once(step, x, y, other)
-            return step.round(recipe.rule, step.sum_product(recipe.sums, x, y, other), word)
+            return rounded(step.sum_product(recipe.sums, x, y, other), stage)
 
         if recipe.order == "kahan":
             total, lost = old[:2]
             sums = "near" if recipe.sums == "once" else recipe.sums  # both addends have p bits
-            y = term_plus(v.neg(lost))
-            t = step.round(recipe.rule, step.sum_two(sums, total, y))
-            back = step.round(recipe.rule, step.sum_two(sums, t, v.neg(total)))
+            y = term_plus(v.neg(lost), Stage.TERM)
+            t = rounded(step.sum_two(sums, total, y), Stage.ACCUMULATE)
+            back = rounded(step.sum_two(sums, t, v.neg(total)), Stage.DIFFERENCE)
             lost = step.sum_two(sums, back, v.neg(y))
-            new = [t, lost if recipe.rule in LAST_IS_EXACT else step.round(recipe.rule, lost)]
+            new = [t, lost if recipe.rule in LAST_IS_EXACT else rounded(lost, Stage.LOST)]
         else:
-            new = [term_plus(old[0], word)]
+            new = [term_plus(old[0], Stage.ACCUMULATE)]
         if not recipe.counts:
             return new
         return [*new, *self._count((a, b) if product is None else (product,), old[0], new[0], old[recipe.sums_kept :])]

@@ -157,8 +157,10 @@ def linear(site: Site, input: Tensor, weight: Tensor, bias: Tensor | None = None
     `gates`: how many gates of a recurrent layer stand side by side in the output; top-k may rank each by itself.
     """
     site.step.output_layer = site.layer
-    rows = input.reshape(-1, input.shape[-1])
-    y = Linear.apply(rows, weight, bias, site, gates).reshape(*input.shape[:-1], len(weight))
+    rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
+    y = Linear.apply(rows, weight, bias, site, gates)
+    if input.ndim != 2:
+        y = y.reshape(*input.shape[:-1], len(weight))
     if site.step.recorder is not None:
         site.step.recorder.gemm(site, (input, weight, bias), y, (len(rows), len(weight), rows.shape[1]))
     return y

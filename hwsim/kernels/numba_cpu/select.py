@@ -14,6 +14,8 @@ import numpy as np
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.random_bits import M1, M2, key
 
+INFINITY = (np.uint32(0x7F80_0000), np.uint64(0x7FF0_0000_0000_0000))  # as codes of float32 and float64
+
 
 def select(
     g: np.ndarray, kept: int, over_batch: bool, random: bool, stream: int
@@ -23,10 +25,10 @@ def select(
     if over_batch:
         g = _column_sums(g).reshape(1, n)
         rows = 1
-    if np.isnan(g).any():
-        return np.zeros(0, np.int32), np.zeros(rows + 1, np.int64), True
     codes: Any
     if random:
+        if np.isnan(g).any():
+            return np.zeros(0, np.int32), np.zeros(rows + 1, np.int64), True
         codes = np.empty((rows, n), np.uint32)
         for high in range(0, max(g.size, 1), 1 << 32):  # the key changes every 2**32 elements
             keyed = key(stream, 0, high >> 32)
@@ -34,10 +36,12 @@ def select(
             _random_scores(g.reshape(-1)[part], codes.reshape(-1)[part], keyed & 0xFFFF_FFFF, keyed >> 32)
     else:
         codes = g.view(np.uint32 if g.dtype == np.float32 else np.uint64)
-    indices = np.empty(rows * min(kept, n), np.int32)
+    indices = np.empty(rows * min(kept, n) + 1, np.int32)
     offsets = np.zeros(rows + 1, np.int64)
-    used = _collect(codes, kept, 32 if codes.dtype == np.uint32 else 64, indices, offsets)
-    return indices[:used], offsets, False
+    wide = codes.dtype == np.uint64
+    highest = codes.dtype.type(np.iinfo(codes.dtype).max) if random else INFINITY[wide]
+    used = _collect(codes, kept, 64 if wide else 32, highest, indices, offsets)
+    return indices[: max(used, 0)], offsets, used < 0
 
 
 @compiled
@@ -62,8 +66,11 @@ def _random_scores(g, codes, low, high):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _collect(codes, kept, bits, indices, offsets):  # type: ignore[no-untyped-def]
-    """Write the positions of the `kept` largest codes of each row (sign bit ignored); return how many in all."""
+def _collect(codes, kept, bits, highest, indices, offsets):  # type: ignore[no-untyped-def]
+    """Write the positions of the `kept` largest codes of each row (sign bit ignored); return how many in all.
+
+    -1 if a code is above `highest`: a NaN. `indices` has room for one more than are kept.
+    """
     used = 0
     one = codes.dtype.type(1)
     n = codes.shape[1]
@@ -71,11 +78,17 @@ def _collect(codes, kept, bits, indices, offsets):  # type: ignore[no-untyped-de
     for r in range(codes.shape[0]):
         row = codes[r]
         mask = codes.dtype.type((one << codes.dtype.type(bits - 1)) - one)
+        largest = codes.dtype.type(0)
         for j in range(n):
             scores[j] = row[j] & mask
+            largest = max(largest, scores[j])
+        if largest > highest:
+            return -1
         lowest = codes.dtype.type(0)
         for place in range(bits - 2, -1, -1):
             trial = codes.dtype.type(lowest | (one << codes.dtype.type(place)))
+            if trial > largest:
+                continue
             reached = np.int32(0)
             for j in range(n):
                 reached = np.int32(reached + np.int32(scores[j] >= trial))
@@ -87,13 +100,10 @@ def _collect(codes, kept, bits, indices, offsets):  # type: ignore[no-untyped-de
         for j in range(n):
             above += scores[j] > lowest
         ties = kept - above if lowest > 0 else 0
-        for j in range(n):
-            if scores[j] > lowest:
-                indices[used] = j
-                used += 1
-            elif ties > 0 and scores[j] == lowest:
-                indices[used] = j
-                used += 1
-                ties -= 1
+        for j in range(n):  # without branches: the next place is written in any case and only kept if it counts
+            tied = (scores[j] == lowest) & (ties > 0)
+            indices[used] = j
+            used += (scores[j] > lowest) | tied
+            ties -= tied
         offsets[r + 1] = used
     return used

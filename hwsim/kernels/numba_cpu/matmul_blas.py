@@ -81,9 +81,26 @@ def _as_int8(x: Any, lsb: int, largest: float) -> Any:
     import torch
 
     scale = 2.0**-lsb
-    if largest * scale > 128 or (largest * scale == 128 and float(x.max()) > 127 / scale):
+    if largest * scale > 128:
         return None
-    return (x if lsb == 0 else x * scale).to(torch.int8)
+    turned = not x.is_contiguous()
+    plain = (x.t() if turned else x).contiguous()
+    result = torch.empty(plain.shape, dtype=torch.int8)
+    if _store_int8(plain.view(-1).numpy(), result.view(-1).numpy(), scale) > 127:
+        return None
+    return result.t() if turned else result
+
+
+@compiled
+def _store_int8(x, out, scale):  # type: ignore[no-untyped-def]
+    """out = x * scale, whole numbers from -128 to 128; return the greatest."""
+    wide_vectors()
+    greatest, factor = np.int32(-129), x.dtype.type(scale)
+    for i in range(x.size):
+        value = np.int32(x[i] * factor)
+        greatest = max(greatest, value)
+        out[i] = np.int8(value)
+    return greatest
 
 
 @compiled

@@ -141,8 +141,13 @@ def test_toward_zero_keeps_what_lies_below_the_sum():
 def test_a_plan_that_rounds_twice_turns_the_trap_red(monkeypatch):
     """The deliberate break: let every product pass as narrow enough for plain float32 sums."""
     x, y, c = np.full((1, 1), 144 / 128, np.float32), np.full((1, 1), 232 / 256, np.float32), np.full((1, 1), 2.0**-30)
-    honest = compiled.facts
-    monkeypatch.setattr(compiled, "facts", lambda operand: honest(operand)._replace(precision=4))
+    honest = compiled.look_at
+
+    def narrow(operand):
+        known, largest = honest(operand)
+        return known._replace(precision=4), largest
+
+    monkeypatch.setattr(compiled, "look_at", narrow)
     got, expected = both(x, y, "bfloat16", c)
     with pytest.raises(AssertionError, match="1 differ"):
         assert_same(got, expected)

@@ -51,11 +51,12 @@ def softmax_bits(classes: int, *, mean_over: int = 1, rounding: str = "nearest_e
 def loss_formats(bits: int, rounding: str = "nearest_even") -> dict[str, str]:
     """Return the casts of a softmax layer of this width: probabilities and gradient on one grid, 2^-(bits - 1).
 
-    The gradient of a summed loss is then a difference of stored values, exact, and each of them is rounded once.
+    The gradient of a summed loss is then a difference of stored values, exact, and each of them is rounded once. A NaN
+    is stored as 0: a run that diverges ends by its loss, which is NaN then, not by a cast.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 24:
         raise SpecError(f"softmax_bits: got {bits!r}, expected a whole number from 2 to 24")
     return {
-        "loss.probability": f"ufixed{bits - 1}.{bits - 1} {rounding}",
-        "loss.gradient": f"fixed{bits}.{bits - 1} {rounding}",
+        "loss.probability": f"ufixed{bits - 1}.{bits - 1} {rounding} nan_zero",
+        "loss.gradient": f"fixed{bits}.{bits - 1} {rounding} nan_zero",
     }

@@ -75,6 +75,16 @@ def test_a_plan_file_sets_the_width_and_training_stores_its_gradient_so():
     assert len({tuple(curve) for curve in ends.values()}) == 3
 
 
+def test_a_run_that_diverges_ends_by_its_loss():
+    layer = nn.Linear(2, 10)
+    context = emulate(layer, PrecisionPlan.uniform(softmax_bits=4))
+    with context:
+        z = layer(torch.full((1, 2), float("inf")))
+        with context.at("loss"):
+            loss = functional.cross_entropy(z, torch.tensor([3]))
+    assert torch.isnan(loss), "training calls that diverged; an error of a cast would be no result at all"
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import acos, ceil, degrees, floor, log2
 from statistics import median
 
-from hwsim.arithmetic.mac import Chunked, parse_mac
+from hwsim.arithmetic.mac import Chunked, Sequential, parse_mac
 from hwsim.arithmetic.named import named_formats, parse_format
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
 from hwsim.arithmetic.rounding import RoundingMode
@@ -235,8 +235,10 @@ def _more_range(mac: str) -> str:
 
 
 def _more_width(row: SumRow) -> str:
-    """Say which width would do; empty where the variance analysis finds this one wide enough."""
+    """Say which width would do; empty where the variance analysis finds this one wide enough, or does not apply."""
     mac = parse_mac(row.mac)
+    if not isinstance(mac.order, Sequential | Chunked):
+        return ""  # trees, exact and compensated sums lose little by it, and tensor cores have no analysis here
     if isinstance(mac.accumulator, FixedPoint):
         return "they lie under its step: take more fraction bits"
     if not isinstance(mac.accumulator, FloatingPoint):

@@ -107,6 +107,7 @@ def test_swamped_adds_in_a_wide_enough_accumulator_are_no_trouble():
     assert rules(sums=[sums(f"e8m{width}", swamped=9000)]) == []
     chunked = needed_bits(4096, 7, CHUNK)
     assert rules(sums=[sums(f"e8m{chunked}, order=chunked({CHUNK})", swamped=9000)]) == []
+    assert rules(sums=[sums(f"e8m3, order={order}", swamped=9000) for order in ("pairwise", "exact", "kahan")]) == []
 
 
 def test_products_under_the_step_of_a_fixed_accumulator():

@@ -100,10 +100,17 @@ def _collect(codes, kept, bits, highest, indices, offsets):  # type: ignore[no-u
         for j in range(n):
             above += scores[j] > lowest
         ties = kept - above if lowest > 0 else 0
-        for j in range(n):  # without branches: the next place is written in any case and only kept if it counts
-            tied = (scores[j] == lowest) & (ties > 0)
-            indices[used] = j
-            used += (scores[j] > lowest) | tied
-            ties -= tied
+        if kept < n // 8:  # branches on few are foreseen
+            for j in range(n):
+                if scores[j] > lowest or (ties > 0 and scores[j] == lowest):
+                    ties -= scores[j] == lowest
+                    indices[used] = j
+                    used += 1
+        else:  # no branch: the next place is written in any case, and taken if it counts
+            for j in range(n):
+                tied = (scores[j] == lowest) & (ties > 0)
+                indices[used] = j
+                used += (scores[j] > lowest) | tied
+                ties -= tied
         offsets[r + 1] = used
     return used

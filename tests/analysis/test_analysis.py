@@ -54,8 +54,10 @@ def test_a_front_holds_exactly_what_nothing_beats():
 
 
 def test_the_cheapest_within_noise_reaches_the_best_mean():
-    wide, narrow = Spread.of([0.90, 0.96]), Spread.of([0.900, 0.901])
+    wide, narrow = Spread.of([0.91, 0.97]), Spread.of([0.940, 0.9405])
+    wider = Spread.of([0.80, 0.96])  # its interval reaches the best, its mean is six points under
     choices = [Choice("best", Spread.of([0.94, 0.95]), 9.0), Choice("wide", wide, 2.0), Choice("no", narrow, 1.0)]
+    choices.append(Choice("wider", wider, 0.5))
     assert [c.name for c in within_noise_of_best(choices)] == ["wide", "best"]
 
 

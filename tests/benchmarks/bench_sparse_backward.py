@@ -107,7 +107,7 @@ def measure(size: int, rounds: int, burst: int) -> tuple[bool, Times]:
     print(
         "  Where it does not pay: by example, from about a fifth on, the whole masked product is as fast as adding up\n"
         "  the kept rows, and the ranking comes on top; over the batch, near 100 %. In a small layer the rest\n"
-        "  (autograd, ranking, Python) takes longer than the products: docs/speed.md."
+        "  (autograd, ranking, Python) takes longer than the products: docs/training-speed.md."
     )
     return met, best
 

@@ -9,7 +9,6 @@ from hwsim.results import Results
 from hwsim.section import Axis, Column, Figure, Section, Series, Table
 from hwsim.summary import Spread
 
-
 LARGEST_LOSS = 0.01  # of mean accuracy (a share), as in the page's own answer
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -270,3 +272,17 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
+
+
+def test_an_interrupt_that_a_finalizer_swallowed_is_heard_at_the_next_progress() -> None:
+    from hwsim.cli.screen import heeding_interrupts
+
+    before = signal.getsignal(signal.SIGINT)
+    with heeding_interrupts() as heed:
+        heed()
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does there
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        with pytest.raises(KeyboardInterrupt):
+            heed()
+    assert signal.getsignal(signal.SIGINT) is before

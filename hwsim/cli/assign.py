@@ -46,10 +46,15 @@ def assign(
       hwsim assign my_study.yaml --configuration float32 --tolerance 0.01 --resume
     """
     from hwsim.assignment.procedure import assign as find
-    from hwsim.cli.screen import messages, output
+    from hwsim.cli.screen import heeding_interrupts, messages, output
 
     try:
-        with _progress() as progress:
+        with _progress() as show, heeding_interrupts() as heed:
+
+            def progress(stage: str, share: float, note: str) -> None:
+                heed()
+                show(stage, share, note)
+
             found = find(experiment, out, configuration, seed, tolerance, one_bit_less, resume, progress, data_dir)
     except KeyboardInterrupt:
         messages().print("Interrupted. Finish with the same command and --resume.", markup=False)

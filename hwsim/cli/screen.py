@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from hwsim.errors import HwsimError
@@ -60,11 +62,43 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str
 def run_progress() -> Iterator[Progress]:
     """Show where a run stands: a bar on a terminal, one line a finished trial elsewhere."""
     console = messages()
-    if console.is_terminal:
-        with _bars(console) as show:
-            yield show
-    else:
-        yield _lines(console)
+    with ExitStack() as stack:
+        show = stack.enter_context(_bars(console)) if console.is_terminal else _lines(console)
+        heed = stack.enter_context(heeding_interrupts())
+
+        def show_unless_interrupted(step: Step) -> None:
+            heed()
+            show(step)
+
+        yield show_unless_interrupted
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[Callable[[], None]]:
+    """Give a function that raises KeyboardInterrupt if Ctrl-C was pressed and nobody heard of it.
+
+    Python drops an exception that is raised inside a finalizer or a callback of the garbage collector, and long
+    training passes many of these.
+    """
+    pressed = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def heed() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield heed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from hwsim.arithmetic.rounding import Rounding
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import cast, random_bits
-from hwsim.kernels.numba_cpu import blocks
 from hwsim.kernels.numba_cpu import quantize as compiled
 from hwsim.kernels.reference.rounding import round_away, round_exact
 
@@ -333,22 +332,6 @@ def test_streaming_stores_write_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
             cast(x, made, 9, out=out[offset : offset + x.size])
             assert (out[offset : offset + x.size] == want).all()
             assert np.isnan(out[:offset]).all() and np.isnan(out[offset + x.size :]).all()
-        monkeypatch.undo()
-
-
-def test_streaming_stores_of_two_level_blocks_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(0).standard_normal((3, 1203)).astype(np.float32)
-    x[1, 700:710] *= 1e9  # a doubtful strip on the way
-    for rule in ("nearest_even", "stochastic", "stochastic4"):
-        made = Cast("nvfp4", rule)
-        with hwsim.backend("torch"):
-            want = cast(x, made, 9)
-        monkeypatch.setattr(blocks, "STREAMING_BYTES", 64)
-        for offset in (0, 5):
-            room = np.full(x.size + 9, np.nan, np.float32)
-            cast(x, made, 9, out=room[offset : offset + x.size].reshape(x.shape))
-            assert np.array_equal(room[offset : offset + x.size].view(np.int32), want.reshape(-1).view(np.int32))
-            assert np.isnan(room[:offset]).all() and np.isnan(room[offset + x.size :]).all()
         monkeypatch.undo()
 
 

@@ -26,7 +26,6 @@ from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.intrinsics import (
     bits_of,
-    copy_streaming,
     fill,
     float_of,
     largest_magnitude_bits,
@@ -35,7 +34,7 @@ from hwsim.kernels.numba_cpu.intrinsics import (
     typed_as,
     wide_vectors,
 )
-from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS, STREAMING_BYTES
+from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS
 from hwsim.kernels.numba_cpu.rounding import FixedParameters, FloatParameters
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
@@ -90,8 +89,7 @@ def cast_blocks_with_scales(
     if fmt.scale_rule is ScaleRule.TWO_LEVEL and tensor_scale is None:
         tensor_scale = find_tensor_scale(x, fmt, cast.overflow)
     given = x if tensor_scale is not None or _fits_float32(cast) else x.astype(np.float64, copy=False)
-    streaming = values.nbytes >= STREAMING_BYTES
-    run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1, streaming)
+    run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1)
     if tensor_scale is not None:
         parameters = (*parameters, TwoLevelParameters(tensor_scale, fmt.element.largest, fmt.scale.smallest_subnormal))
     saturate, keys = cast.overflow is Overflow.SATURATE, _keys(stream, cast, x.size)
@@ -104,10 +102,10 @@ def cast_blocks_with_scales(
 
 
 @lru_cache(maxsize=1024)
-def plan(cast: Cast, single: bool, contiguous: bool, streaming: bool) -> tuple[Any, tuple[Any, ...]]:
+def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ...]]:
     """Return the loop for a block cast of float32 (`single`) or float64 data, and its parameters.
 
-    `contiguous`: the blocks run along the last axis. `streaming`: write past the caches where that pays.
+    `contiguous`: the blocks run along the last axis.
     """
     fmt = cast.format
     assert isinstance(fmt, BlockScaled)
@@ -121,7 +119,7 @@ def plan(cast: Cast, single: bool, contiguous: bool, streaming: bool) -> tuple[A
         if not (single and contiguous and _quotients_fit_float32(element, fmt.scale)):
             return _two_level_loop(mode, fmt.block), exact
         quick = (parameters_of(element, 32), rounding.float_parameters(scale_cast, 32))
-        return _quick_two_level_loop(mode, fmt.block, streaming), (*exact, *quick)
+        return _quick_two_level_loop(mode, fmt.block), (*exact, *quick)
     loop = (_row_loop if contiguous else _column_loop)(mode, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
@@ -471,13 +469,11 @@ def _two_level_loop(mode: int, block: int) -> Any:
 
 
 @cache
-def _quick_two_level_loop(mode: int, block: int, streaming: bool) -> Any:
+def _quick_two_level_loop(mode: int, block: int) -> Any:
     """Return the same for float32 rows with blocks along the last axis, in float32.
 
     Every quotient is judged moved down and up by more than its error: where both round alike (nearly always) that is
     the result, for a rule never falls as its argument grows. A strip with any doubt is divided in float64.
-
-    `streaming`: results wait in a strip of their own and go from there past the caches.
     """
     lanes, strip, stochastic = _lanes(block), max(1, STRIP // block), mode == rounding.STOCHASTIC
     gap_lanes = _lanes(strip * (block + 1))
@@ -486,7 +482,7 @@ def _quick_two_level_loop(mode: int, block: int, streaming: bool) -> Any:
         wide_vectors()
         n, blocks = x.shape[1], scales.shape[1]
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
-        amaxes, results = np.empty(strip, np.int32), np.empty(strip * block, np.float32)
+        amaxes = np.empty(strip, np.int32)
         strip_scales, strip_inverses = _two_strips(strip)
         element_scales, inverses = _two_strips(strip * block)
         # stored and looked at later: a loop that also gathers doubts does not become vector code
@@ -553,11 +549,7 @@ def _quick_two_level_loop(mode: int, block: int, streaming: bool) -> Any:
                     result = bits_of((low * load(element_scales, j)) * tensor_scale)
                     sign = typed_as(pattern, pattern & narrow.sign_bit)
                     kept_sign = typed_as(pattern, sign & narrow.zero_sign) if low == 0 else sign
-                    rounded = float_of(typed_as(pattern, result | kept_sign))
-                    if streaming:
-                        store(results, j, rounded)
-                    else:
-                        store(flat_out, base + j, rounded)
+                    store(flat_out, base + j, float_of(typed_as(pattern, result | kept_sign)))
                 for j in range(0, gaps.size, gap_lanes):
                     doubt |= largest_magnitude_bits(gaps, j, gap_lanes) != 0
                 if doubt:
@@ -567,8 +559,6 @@ def _quick_two_level_loop(mode: int, block: int, streaming: bool) -> Any:
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
                             min(block, n - b * block), mode, p, scale_p, second, saturate, keys,
                         )  # fmt: skip
-                elif streaming:
-                    copy_streaming(results, count, flat_out, base)
 
     return compiled(quick_two_level_loop)
 

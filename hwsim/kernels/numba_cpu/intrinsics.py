@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -176,35 +175,3 @@ def store_streaming(typing_context, array, index, value):  # type: ignore[no-unt
         return context.get_dummy_value()
 
     return types.void(array, index, value), generate
-
-
-@intrinsic
-def _store_line(typing_context, source, index, target, place):  # type: ignore[no-untyped-def]
-    """Copy one cache line of float32 past the caches; the target's address is a multiple of `STREAM_ALIGNMENT`."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        line = ir.VectorType(ir.FloatType(), STREAM_ALIGNMENT // 4)
-        pointers = []
-        for array, position, kind in ((0, 1, 0), (2, 3, 2)):
-            data = context.make_array(signature.args[kind])(context, builder, arguments[array]).data
-            place = builder.gep(data, [arguments[position]], inbounds=True)
-            pointers.append(builder.bitcast(place, line.as_pointer()))
-        written = builder.store(builder.load(pointers[0], align=4), pointers[1], align=STREAM_ALIGNMENT)
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(source, index, target, place), generate
-
-
-@numba.njit
-def copy_streaming(source, count, target, place):  # type: ignore[no-untyped-def]
-    """Copy `count` float32 from the start of `source` to `place` in `target`, whole cache lines past the caches."""
-    lanes = STREAM_ALIGNMENT // 4
-    head = min(count, -(target.ctypes.data // 4 + place) % lanes)
-    stop = head + (count - head) // lanes * lanes
-    for i in range(head):
-        store(target, place + i, load(source, i))
-    for i in range(head, stop, lanes):
-        _store_line(source, i, target, place + i)
-    for i in range(stop, count):
-        store(target, place + i, load(source, i))

@@ -14,7 +14,7 @@ number was published, and the range in which ours must lie for the claim to stan
         where: Table 1, MNIST (Adam), k=20
         within: 0.3                          # points around the published number; or at_least / at_most
       - name: k = 20 against dense
-        quantity: accuracy_difference        # paired by seed, against the baseline
+        quantity: accuracy_difference        # paired by seed, against the baseline or what `against` names
         configuration: topk k=20
         published: 0.19
         where: Table 1, MNIST (Adam), k=20
@@ -42,7 +42,7 @@ from hwsim.errors import SpecError
 from hwsim.results import Results
 from hwsim.section import Axis, Cell, Column, Figure, Section, Series, Table
 from hwsim.spec import Spec, field_problem, load_yaml
-from hwsim.summary import CostRow, Gain, Spread, is_backward_gemm
+from hwsim.summary import CostRow, Gain, Spread, difference_between, is_backward_gemm
 
 Verdict = Literal["confirmed", "within noise", "not confirmed", "not comparable", "quick"]
 """quick: not judged, because the results are those of a quick run."""
@@ -70,6 +70,8 @@ class Claim(Spec):
     name: str
     quantity: Quantity | None = None
     configuration: str | None = None
+    against: str | None = None
+    """For accuracy_difference: the configuration that ours is held against; the baseline unless named."""
     accelerator: str | None = None
     """For gains; the only one of the results unless named."""
     published: float | None = None
@@ -92,6 +94,8 @@ class Claim(Spec):
                 raise field_problem(
                     "within", "missing, expected within, at_least or at_most: when does the claim stand?"
                 )
+        if self.against is not None and self.quantity != "accuracy_difference":
+            raise field_problem("against", f"got it for {self.quantity}, expected it for accuracy_difference only")
         if self.within is not None and (self.at_least is not None or self.at_most is not None):
             raise field_problem("within", "got it together with at_least or at_most, expected one way to judge")
         if self.within is not None and self.published is None:
@@ -140,6 +144,7 @@ class Expected(Spec):
         for place, claim in enumerate(self.claims):
             for field, name, known in (
                 ("configuration", claim.configuration, configurations),
+                ("against", claim.against, configurations),
                 ("accelerator", claim.accelerator, machines),
             ):
                 if name is not None and name not in known:
@@ -306,6 +311,9 @@ def _trained(claim: Claim, results: Results) -> Spread | None:
     row = results.summary().accuracy_of(claim.configuration or "")
     if row is None:
         return None
+    if claim.against is not None:
+        difference = difference_between(results.trials, claim.configuration or "", claim.against)
+        return None if difference is None else _scaled(difference, 100.0)
     if claim.quantity == "selected_epoch":
         trials = [trial.training for trial in results.trials if trial.configuration == claim.configuration]
         return Spread.of(t.selected_epoch + 1.0 for t in trials if t.selected_epoch is not None)  # papers count from 1
@@ -388,7 +396,7 @@ def _figures(judgements: Sequence[Judgement], source: str) -> list[Figure]:
     """Published and our numbers side by side, one figure for each kind of quantity that has both."""
     kinds = (
         ("Accuracy", "accuracy", "%", ("test_accuracy", "dev_accuracy")),
-        ("Difference to the baseline", "difference of accuracy", "points", ("accuracy_difference",)),
+        ("Differences", "difference of accuracy", "points", ("accuracy_difference",)),
         ("Gains", "dense over top-k", "×", tuple(_GAINS)),
     )
     drawn = []

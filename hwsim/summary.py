@@ -232,16 +232,19 @@ def _target(trials: Sequence[TrialRecord], baseline: str | None, stated: float |
     )
 
 
+def difference_between(trials: Sequence[TrialRecord], name: str, rival: str | None) -> Spread | None:
+    """Test accuracy of one configuration minus a rival's, seed by seed; None for itself or without common seeds."""
+    if name == rival:
+        return None
+    theirs = {t.seed: t.training.test_accuracy for t in trials if t.configuration == rival}
+    pairs = ((t.training.test_accuracy, theirs.get(t.seed)) for t in trials if t.configuration == name)
+    return Spread.of(ours - other for ours, other in pairs if ours is not None and other is not None)
+
+
 def _accuracy_row(
     configuration: Configuration, trials: Sequence[TrialRecord], baseline: str | None, target: float | None
 ) -> AccuracyRow:
     ours = [trial for trial in trials if trial.configuration == configuration.name]
-    theirs = {t.seed: t.training.test_accuracy for t in trials if t.configuration == baseline}
-    differences = []
-    for trial in ours:
-        rival = theirs.get(trial.seed)
-        if configuration.name != baseline and rival is not None and trial.training.test_accuracy is not None:
-            differences.append(trial.training.test_accuracy - rival)
     reached = [] if target is None else [s for trial in ours if (s := steps_to(trial, target)) is not None]
     return AccuracyRow(
         configuration=configuration,
@@ -249,7 +252,7 @@ def _accuracy_row(
         diverged=sum(trial.training.outcome == "diverged" for trial in ours),
         test_accuracy=Spread.of(t.training.test_accuracy for t in ours if t.training.test_accuracy is not None),
         dev_accuracy=Spread.of(t.training.dev_accuracy for t in ours if t.training.dev_accuracy is not None),
-        difference=Spread.of(differences),
+        difference=difference_between(trials, configuration.name, baseline),
         steps_to_target=Spread.of(reached),
         reached_target=len(reached),
     )

@@ -135,6 +135,20 @@ def test_a_difference_is_paired_by_seed():
     assert verdict(worse, quantity="accuracy_difference", at_least=-0.2).verdict == "not confirmed"
 
 
+def test_a_difference_can_be_to_another_configuration_than_the_baseline():
+    against_itself = verdict(quantity="accuracy_difference", against="topk", at_least=0.0)
+    assert against_itself.ours is None and against_itself.verdict == "not comparable"
+    found = verdict(quantity="accuracy_difference", configuration="dense", against="topk", at_most=0.0)
+    assert found.ours.mean == pytest.approx(-0.2) and found.ours.count == 3 and found.verdict == "confirmed"
+
+
+def test_only_a_difference_is_against_something():
+    with pytest.raises(ValueError, match="accuracy_difference only"):
+        Claim(name="c", quantity="test_accuracy", configuration="topk", against="dense", at_least=0.0)
+    with pytest.raises(SpecError, match=r"claims\[0\].against: got 'sparse', expected one of dense, topk"):
+        verdict(quantity="accuracy_difference", against="sparse", at_least=0.0)
+
+
 def test_one_seed_cannot_confirm_an_accuracy():
     found = verdict(make_results(topk=(0.98,)), quantity="test_accuracy", published=98.0, where="T", within=5.0)
     assert (found.verdict, found.why) == ("not comparable", "one seed gives no interval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import cast as typing_cast
 
 from hwsim.arithmetic.named import parse_format
@@ -81,24 +82,29 @@ class Cast:
             return cls(text)
         if not isinstance(text, str) or not text.strip():
             raise SpecError(f"cast: got {text!r}, expected a format, then rounding and overflow rules if wanted")
-        name, words = _split_format(text.strip())
-        given: dict[str, str] = {}
-        for word in words:
-            if word in list(Overflow):
-                key, value = "overflow", word
-            elif word in ("nan_zero", "nan_error"):
-                key, value = "nan", word.removeprefix("nan_")
-            else:
-                key, value = "rounding", word
-                Rounding.parse(word)
-            if key in given:
-                raise SpecError(f"cast {text!r}: {key} is given twice")
-            given[key] = value
-        return cls(name, **given)
+        return _parse_text(text)
 
     def with_format(self, format: str | NumberFormat) -> Cast:
         """Return the same rules with another format."""
         return Cast(format, self.rounding, self.overflow, self.nan)
+
+
+@lru_cache(maxsize=4096)
+def _parse_text(text: str) -> Cast:
+    name, words = _split_format(text.strip())
+    given: dict[str, str] = {}
+    for word in words:
+        if word in list(Overflow):
+            key, value = "overflow", word
+        elif word in ("nan_zero", "nan_error"):
+            key, value = "nan", word.removeprefix("nan_")
+        else:
+            key, value = "rounding", word
+            Rounding.parse(word)
+        if key in given:
+            raise SpecError(f"cast {text!r}: {key} is given twice")
+        given[key] = value
+    return Cast(name, **given)
 
 
 def _split_format(text: str) -> tuple[str, list[str]]:

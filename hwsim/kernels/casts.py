@@ -5,6 +5,8 @@ A tensor of a format travels as float32 if float32 holds every value of the form
 
 from __future__ import annotations
 
+import math
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,14 @@ def quantize(
         SpecError: a bad argument, a NaN or a value out of range where that is an error.
         UnsupportedError: the back end cannot do this case.
     """
-    made = Cast(format, rounding, overflow, nan)
+    parts = (format, rounding, overflow, nan)
+    made = _cast_of_names(*parts) if all(isinstance(part, str) for part in parts) else Cast(*parts)
     return cast(x, made, random_bits.stream(seed, stage="cast", step=step), scale, out, axis=axis)
+
+
+@lru_cache(maxsize=4096)
+def _cast_of_names(*names: Any) -> Cast:
+    return Cast(*names)
 
 
 def cast(x: Any, cast: Cast | str, stream: int = 0, scale: Any = None, out: Any = None, *, axis: int = -1) -> Any:
@@ -179,11 +187,16 @@ def check_out(out: Any, shape: tuple[int, ...], carrier: str) -> None:
     """
     if out is None:
         return
-    dtype = str(out.dtype).removeprefix("torch.")
     if tuple(out.shape) != tuple(shape):
         raise SpecError(f"out: got shape {tuple(out.shape)}, expected {tuple(shape)}")
+    dtype = _name_of(out.dtype)
     if dtype not in (carrier, "float64"):
         raise SpecError(f"out: got {dtype}, expected {carrier}")
+
+
+@cache  # numpy takes microseconds to spell one
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cast_blocks_numpy(
@@ -237,8 +250,7 @@ def as_blocks_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     if not -len(shape) <= axis < len(shape):
         raise SpecError(f"axis: got {axis}, expected {-len(shape)} to {len(shape) - 1}")
     axis %= len(shape)
-    outer = int(np.prod(shape[:axis], dtype=np.int64))
-    return outer, shape[axis], int(np.prod(shape[axis + 1 :], dtype=np.int64))
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def _deliver(result: np.ndarray, out: Any) -> Any:

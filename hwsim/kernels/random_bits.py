@@ -18,6 +18,7 @@ streams are not shifted copies of each other.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 MIXER = "hwsim-mix-1"
 MASK32 = 0xFFFF_FFFF
@@ -49,11 +50,20 @@ def stream(
         stage: what is rounded: "cast", "accumulate", "product", ...
         step: optimizer step. call: ordinal of the call within the step; recomputation reuses both.
     """
+    return _joined(_joined(_named_state(seed, domain, role, gemm, stage), step), call)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _named_state(seed: int, *names: str) -> int:
+    """Return the part of `stream` that stays the same from step to step."""
     state = mix64(seed)
-    for part in (domain, role, gemm, stage, step, call):
-        number = part if isinstance(part, int) else _text_number(part)
-        state = mix64((state + K_STEP) ^ mix64(number + HIGH_STEP))
+    for name in names:
+        state = _joined(state, _text_number(name))
     return state
+
+
+def _joined(state: int, number: int) -> int:
+    return mix64((state + K_STEP) ^ mix64(number + HIGH_STEP))
 
 
 def key(stream: int, k: int = 0, index_high: int = 0) -> int:

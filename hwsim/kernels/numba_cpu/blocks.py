@@ -91,8 +91,10 @@ def cast_blocks_with_scales(
     given = x if tensor_scale is not None or _fits_float32(cast) else x.astype(np.float64, copy=False)
     run_rows, parameters = plan(cast, given.dtype == np.float32, inner == 1)
     if tensor_scale is not None:
-        parameters = (*parameters, TwoLevelParameters(tensor_scale, fmt.element.largest, fmt.scale.smallest_subnormal))
-    saturate, keys = cast.overflow is Overflow.SATURATE, _keys(stream, cast, x.size)
+        element_largest, _, smallest_scale = _ends(fmt)
+        parameters = (*parameters, TwoLevelParameters(tensor_scale, element_largest, smallest_scale))
+    spans = (max(x.size, 1) - 1 >> 32) + 1
+    saturate, keys = cast.overflow is Overflow.SATURATE, _keys(stream if cast.rounding.stochastic else 0, spans)
 
     def run(start: int, stop: int) -> None:
         run_rows(given, values, scales, start, stop, *parameters, saturate, keys)
@@ -142,6 +144,7 @@ def scale_parameters(fmt: BlockScaled, width: int) -> ScaleParameters:
     )
 
 
+@lru_cache(maxsize=1024)
 def _fits_float32(cast: Cast) -> bool:
     """Whether a block cast's scaled element format stays in normal float32 numbers over `SAFE_FIELDS`."""
     n = cast.rounding.random_bits
@@ -169,8 +172,15 @@ def find_tensor_scale(x: np.ndarray, fmt: BlockScaled, overflow: Overflow) -> fl
     amax = float(_largest_finite(x.reshape(-1)))
     if overflow is Overflow.SATURATE and np.isinf(x).any():
         amax = max(amax, FLOAT32_LARGEST)
-    scale = float(np.float32(min(amax / (fmt.element.largest * fmt.scale.largest), FLOAT32_LARGEST)))
+    element_largest, scale_largest, _ = _ends(fmt)
+    scale = float(np.float32(min(amax / (element_largest * scale_largest), FLOAT32_LARGEST)))
     return scale or float(np.finfo(np.float32).smallest_subnormal)
+
+
+@lru_cache(maxsize=256)
+def _ends(fmt: BlockScaled) -> tuple[float, float, float]:
+    """Return the largest element, the largest scale and the smallest scale of a two-level format."""
+    return fmt.element.largest, fmt.scale.largest, fmt.scale.smallest_subnormal
 
 
 @compiled
@@ -185,9 +195,9 @@ def _largest_finite(x):  # type: ignore[no-untyped-def]
     return float_of(amax)
 
 
-def _keys(stream: int, cast: Cast, size: int) -> np.ndarray:
-    """Return the (low, high) random keys of every 2**32 elements as uint32; one unused row if nothing is random."""
-    spans = (max(size, 1) - 1 >> 32) + 1 if cast.rounding.stochastic else 1
+@lru_cache(maxsize=256)
+def _keys(stream: int, spans: int) -> np.ndarray:
+    """Return the (low, high) random keys of every 2**32 elements as uint32 (read only)."""
     keys = [random_bits.key(stream, 0, high) for high in range(spans)]
     return np.array([(key & random_bits.MASK32, key >> 32) for key in keys], dtype=np.uint32)
 

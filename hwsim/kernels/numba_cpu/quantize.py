@@ -59,9 +59,10 @@ def cast_into(x: np.ndarray, out: np.ndarray, cast: Cast, stream: int = 0) -> bo
     if isinstance(cast.format, FloatingPoint) and (not cast.format.zero or cast.format.precision == 53):
         out[...] = _cast_rare(x, cast, stream)
         return False  # both have a NaN
-    in_place = x.dtype == out.dtype and x.ctypes.data == out.ctypes.data
-    if not in_place and np.may_share_memory(x, out):
-        x = x.copy()
+    in_place = False
+    if np.may_share_memory(x, out):
+        in_place = x.dtype == out.dtype and x.ctypes.data == out.ctypes.data
+        x = x if in_place else x.copy()
     parameters, loops = plan(cast, x.dtype == np.float32, in_place)
     found_nan = []
 

@@ -214,6 +214,7 @@ def _cast_blocks_numpy(
         from hwsim.kernels.numba_cpu.blocks import cast_blocks as cast_blocks_fast
 
         direct = out is not None and out.flags.c_contiguous and out.dtype == np.float32
+        direct = direct and not np.may_share_memory(given, out)  # a block may be read twice
         target = out.reshape(shape) if direct and out is not None else None
         values = cast_blocks_fast(given, cast, stream, tensor_scale, target)
         if direct and out is not None:

@@ -30,6 +30,7 @@ from hwsim.kernels.numba_cpu.intrinsics import (
     float_of,
     largest_magnitude_bits,
     load,
+    shift_right,
     store,
     typed_as,
     wide_vectors,
@@ -42,6 +43,8 @@ FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 STRIP = 512  # elements of a row done together; columns, where blocks run along another axis than the last
 BEYOND = 2.0**200  # float64 work: every larger magnitude saturates too
 TOO_HIGH = 220 << 23  # bits of float32 magnitudes from which a two-level block is done in float64 (NaN is above)
+FRACTION_MASK = (1 << 24) - 1  # bits of a count of steps behind the point
+INVERSE_24 = ((2 * 127 + 24) << 23) - (1 << 32)  # minus the bits of a float32 power of two, the bits of 2**24 over it
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
 
 
@@ -122,7 +125,8 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
             return _two_level_loop(mode, fmt.block), exact
         quick = (parameters_of(element, 32), rounding.float_parameters(scale_cast, 32))
         return _quick_two_level_loop(mode, fmt.block), (*exact, *quick)
-    loop = (_row_loop if contiguous else _column_loop)(mode, fmt.block, width)
+    quick = rounding.short_draw(mode, element, width)
+    loop = (_row_loop if contiguous else _column_loop)(mode, quick, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
 
@@ -274,6 +278,15 @@ def _word(index, keys):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
+def _counters(size):  # type: ignore[no-untyped-def]
+    """Return 0, 1, 2, ...: the compiler takes an address that it needs anyway as the counter, lane by lane."""
+    counters = np.empty(size, np.uint32)
+    for i in range(size):
+        counters[i] = i
+    return counters
+
+
+@numba.njit
 def _without_infinity(value):  # type: ignore[no-untyped-def]
     """Return value as float64, +-the largest float32 for +-infinity."""
     wide = np.float64(value)
@@ -327,7 +340,7 @@ def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
 
 
 @cache
-def _row_loop(mode: int, block: int, width: int) -> Any:
+def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
     """Return the loop for blocks along a contiguous last axis: strips of whole blocks, then what is left of a row.
 
     Every element of a strip gets its block's exponent in a small array, so that the rounding loop knows no blocks.
@@ -340,6 +353,7 @@ def _row_loop(mode: int, block: int, width: int) -> Any:
         n, blocks = x.shape[1], scales.shape[1]
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
         largest, exponents = np.empty(strip, integer), np.empty(strip * block, integer)
+        counters = _counters(strip * block if stochastic else 0)
         for o in range(start, stop):
             for first in range(0, n // block, strip):
                 last = min(first + strip, n // block)
@@ -364,8 +378,8 @@ def _row_loop(mode: int, block: int, width: int) -> Any:
                 for j in range(count):
                     word = uint32(0)
                     if stochastic:
-                        word = rounding.random_word(uint32(uint32(base) + uint32(j)), low, high)
-                    value = _round_scaled(load(flat, base + j), load(exponents, j), mode, p, word)
+                        word = rounding.random_word(uint32(uint32(base) + load(counters, j)), low, high)
+                    value = _round_scaled(load(flat, base + j), load(exponents, j), quick, p, word)
                     store(flat_out, base + j, np.float32(value))
                 if not all_exact:
                     for b in range(first, last):
@@ -378,7 +392,7 @@ def _row_loop(mode: int, block: int, width: int) -> Any:
 
 
 @cache
-def _column_loop(mode: int, block: int, width: int) -> Any:
+def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
     """Return the loop for blocks along another axis than the last: strips of columns side by side."""
     stochastic = mode == rounding.STOCHASTIC
     integer = np.int32 if width == 32 else np.int64
@@ -388,6 +402,7 @@ def _column_loop(mode: int, block: int, width: int) -> Any:
         _, n, inner = x.shape
         flat, flat_out = x.reshape(x.size), out.reshape(x.size)
         amax, exponents = np.empty(STRIP, integer), np.empty(STRIP, integer)
+        counters = _counters(STRIP if stochastic else 0)
         for o in range(start, stop):
             for b in range(-(-n // block)):
                 first, last = b * block, min((b + 1) * block, n)
@@ -410,8 +425,8 @@ def _column_loop(mode: int, block: int, width: int) -> Any:
                         for i in range(count):
                             word = uint32(0)
                             if stochastic:
-                                word = rounding.random_word(uint32(uint32(row) + uint32(i)), low, high)
-                            value = _round_scaled(load(flat, row + i), load(exponents, i), mode, p, word)
+                                word = rounding.random_word(uint32(uint32(row) + load(counters, i)), low, high)
+                            value = _round_scaled(load(flat, row + i), load(exponents, i), quick, p, word)
                             store(flat_out, row + i, np.float32(value))
                     if not all_exact:
                         for i in range(left, left + count):
@@ -482,11 +497,10 @@ def _two_level_loop(mode: int, block: int) -> Any:
 def _quick_two_level_loop(mode: int, block: int) -> Any:
     """Return the same for float32 rows with blocks along the last axis, in float32.
 
-    Every quotient is judged moved down and up by more than its error: where both round alike (nearly always) that is
-    the result, for a rule never falls as its argument grows. A strip with any doubt is divided in float64.
+    A quotient is taken as steps of its binade with 24 bits of fraction, in one integer, to which the rule adds before
+    the fraction is dropped. A strip in which a quotient's error might have changed a result is divided in float64.
     """
     lanes, strip, stochastic = _lanes(block), max(1, STRIP // block), mode == rounding.STOCHASTIC
-    gap_lanes = _lanes(strip * (block + 1))
 
     def quick_two_level_loop(x, out, scales, start, stop, p, scale_p, narrow, narrow_scale, second, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
@@ -495,15 +509,19 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
         amaxes = np.empty(strip, np.int32)
         strip_scales, strip_inverses = _two_strips(strip)
         element_scales, inverses = _two_strips(strip * block)
-        # stored and looked at later: a loop that also gathers doubts does not become vector code
-        gaps = np.zeros(strip * (block + 1), np.float32)
-        # four roundings of at most 2**-24 make a quotient, two a scale
+        counters = _counters(strip * block if stochastic else 0)
+        # two roundings of at most 2**-24 make a scale
         less, more, zero = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21), np.int32(0)
+        # Four make a quotient of less than 2**precision steps, and twice that in the finer steps below a power of two:
+        # its count is off by less than half of `margin`.
+        mantissa_bits = np.int32((23 << 23) - narrow.shift_bits)
+        margin = np.int32(np.int32(1) << ((mantissa_bits >> 23) + 5))
+        certain = np.int32(FRACTION_MASK & ~(2 * margin - 1))
+        drawn_mask = np.int32(FRACTION_MASK & ~((1 << (24 - narrow.random_bits)) - 1))
         tensor_scale, inverse_tensor = np.float32(second.tensor_scale), np.float32(1 / second.tensor_scale)
         to_scale = np.float32(1 / (second.element_largest * second.tensor_scale))
         smallest = np.float32(second.smallest_scale)
-        top, emin, parity = float_of(narrow.largest_bits), narrow.emin_bits, narrow.parity
-        full_word = np.float32(2.0**narrow.random_bits)
+        top, emin = float_of(narrow.largest_bits), narrow.emin_bits
         always_doubt = not 2.0**-60 < second.tensor_scale < 2.0**60
         for o in range(start, stop):
             for first in range(0, blocks, strip):
@@ -518,12 +536,13 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         magnitude = largest_magnitude_bits(flat, place + j, lanes)
                         amax = magnitude if magnitude > amax else amax
                     store(amaxes, b, amax)
-                highest = zero
+                highest, closest = zero, zero
                 for b in range(last - first):
                     wanted = float_of(load(amaxes, b)) * to_scale
                     low = rounding.round_finite(wanted * less, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
                     high = rounding.round_finite(wanted * more, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
-                    store(gaps, b, high - low)
+                    unsure = certain if high != low else zero
+                    closest = unsure if unsure > closest else closest
                     scale = low if low > smallest else smallest
                     inverse = np.divide(np.float32(1), scale) * inverse_tensor  # `/` would test for zero
                     store(strip_scales, b, scale)
@@ -539,31 +558,35 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         fill(inverses, b * block + j, lanes, load(strip_inverses, b))
                 key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 for j in range(count):
-                    word = uint32(0)
-                    if stochastic:
-                        word = rounding.random_word(uint32(uint32(base) + uint32(j)), key_low, key_high)
                     value = load(flat, base + j)
                     pattern = bits_of(value)
                     quotient = abs(value * load(inverses, j))
+                    field = typed_as(pattern, bits_of(quotient) & narrow.field_mask)
+                    step_bits = typed_as(pattern, (field if field > emin else emin) - mantissa_bits)
+                    level = typed_as(pattern, quotient * float_of(typed_as(pattern, INVERSE_24 - step_bits)))
                     if stochastic:
-                        low, gap = _stochastic_with_doubt(quotient, emin, narrow, word, full_word)
-                    else:
-                        low = rounding.nearby(quotient * less, pattern, emin, parity, mode, narrow, word)
-                        high = rounding.nearby(quotient * more, pattern, emin, parity, mode, narrow, word)
-                        gap = high - low
-                    if mode != rounding.NEAREST_EVEN and not stochastic:  # a quotient that underflowed
-                        gap = np.float32(1) if (quotient == 0) & (value != 0) else gap
-                    store(gaps, strip + j, gap)
+                        word = rounding.random_word(uint32(uint32(base) + load(counters, j)), key_low, key_high)
+                        level = typed_as(pattern, level + (rounding.top_bits(word, pattern, 24) & drawn_mask))
+                    elif mode == rounding.NEAREST_EVEN or mode == rounding.NEAREST_AWAY:  # a tie is a doubt
+                        level = typed_as(pattern, level + (1 << 23))
+                    elif mode == rounding.UP:
+                        level = typed_as(pattern, level + (0 if pattern < zero else FRACTION_MASK))
+                    elif mode == rounding.DOWN:
+                        level = typed_as(pattern, level + (FRACTION_MASK if pattern < zero else 0))
+                    near_carry = typed_as(pattern, ~typed_as(pattern, level + margin) & certain)
+                    unsure = near_carry if value != 0 else zero
+                    closest = unsure if unsure > closest else closest
+                    steps = shift_right(level, 24)
+                    if mode == rounding.TO_ODD:
+                        steps = typed_as(pattern, steps | 1) if value != 0 else steps
+                    low = typed_as(value, steps) * float_of(step_bits)
                     low = low if low < top else top
                     # element * scale has few bits: the product with the tensor's scale is the only rounding
                     result = bits_of((low * load(element_scales, j)) * tensor_scale)
                     sign = typed_as(pattern, pattern & narrow.sign_bit)
                     kept_sign = typed_as(pattern, sign & narrow.zero_sign) if low == 0 else sign
                     store(flat_out, base + j, float_of(typed_as(pattern, result | kept_sign)))
-                for j in range(0, gaps.size, gap_lanes):
-                    doubt |= largest_magnitude_bits(gaps, j, gap_lanes) != 0
-                if doubt:
-                    gaps[:] = 0
+                if doubt or closest == certain:
                     for b in range(first, min(first + strip, blocks)):
                         _two_level_block(
                             flat, flat_out, scales, o, b, 0, o * n + b * block, 1,
@@ -571,30 +594,6 @@ def _quick_two_level_loop(mode: int, block: int) -> Any:
                         )  # fmt: skip
 
     return compiled(quick_two_level_loop)
-
-
-@numba.njit
-def _stochastic_with_doubt(quotient, emin, p, word, full_word):  # type: ignore[no-untyped-def]
-    """Return a float32 quotient rounded stochastically, and not 0 where its error might have changed the result.
-
-    The fraction of a step and the random word, in units of the word's last bit, carry from `full_word` on and borrow
-    below 0. The quotient is off by 2**-22 of itself at most, twice that in the finer steps below a power of two.
-    """
-    pattern = bits_of(quotient)
-    field = typed_as(pattern, pattern & p.field_mask)
-    big_bits = typed_as(pattern, max(field, emin) + p.shift_bits)
-    big, units = float_of(big_bits), float_of(typed_as(pattern, p.inverse_bits - big_bits))
-    total = quotient + big
-    drawn = np.float32(rounding.top_bits(word, pattern, p.random_bits))
-    level = (quotient - (total - big)) * units + drawn
-    steps = bits_of(total)
-    steps = typed_as(pattern, steps + 1) if level >= full_word else steps
-    steps = typed_as(pattern, steps - 1) if level < 0 else steps
-    half = full_word * np.float32(0.5)
-    margin = abs(abs(level - half) - half)
-    error = quotient * units * np.float32(2.0**-20) + full_word * np.float32(2.0**-22)
-    doubtful = (margin <= error) & (quotient != 0)
-    return float_of(steps) - big, np.float32(1) if doubtful else np.float32(0)
 
 
 @numba.njit

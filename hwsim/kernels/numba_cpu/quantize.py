@@ -97,11 +97,12 @@ def plan(cast: Cast, single: bool, in_place: bool = False) -> tuple[Any, tuple[A
             mode = rounding.TOWARD_ZERO
     else:
         parameters = rounding.fixed_parameters(cast, width)
+    mode = rounding.short_draw(mode, cast, width) if way in (NARROW, FIXED) else mode
     signs = rounding.SIGNED  # only one way looks at it
     if way == NARROW and isinstance(fmt, FloatingPoint):
         signs = rounding.BOTH_ZEROS if fmt.negative_zero else rounding.SIGNED if fmt.signed else rounding.UNSIGNED
     # Doing a chunk twice needs its input to be still there; random words cost more than it saves.
-    hopeful = way in (NARROW, ALIGNED) and mode != rounding.STOCHASTIC and not in_place
+    hopeful = way in (NARROW, ALIGNED) and not cast.rounding.stochastic and not in_place
     kind = (way, width, mode, signs, hopeful, in_place)
     return parameters, (loop(*kind, streaming=False), loop(*kind, streaming=True))
 
@@ -150,7 +151,7 @@ def loop(way: int, width: int, mode: int, signs: int, hopeful: bool, in_place: b
     In place, one array is both: told so, the compiler still makes vector code.
     """
     work = numba.float32 if width == 32 else numba.float64
-    stochastic = mode == rounding.STOCHASTIC
+    stochastic = mode in (rounding.STOCHASTIC, rounding.STOCHASTIC_SHORT)
     is_float, is_aligned, is_fixed = way == NARROW, way == ALIGNED, way == FIXED
 
     def cast_loop(x, out, p, first, key_low, key_high):  # type: ignore[no-untyped-def]

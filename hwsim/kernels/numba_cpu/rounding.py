@@ -40,6 +40,7 @@ from hwsim.kernels.random_bits import M1, M2
 NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, STOCHASTIC = range(7)
 # Formats of precision 1: "even" and "odd" mean the exponent field, as there is no mantissa.
 NEAREST_EVEN_POWER, TO_ODD_POWER = 7, 8
+STOCHASTIC_SHORT = 9  # stochastic, where steps and random fraction fit into one integer: see `short_draw`
 UNSIGNED, SIGNED, BOTH_ZEROS = range(3)
 _MODE_NUMBERS = {mode: number for number, mode in enumerate(RoundingMode)}
 
@@ -50,6 +51,14 @@ def mode_number(cast: Cast) -> int:
     if isinstance(cast.format, FloatingPoint) and cast.format.mantissa_bits == 0:
         return {NEAREST_EVEN: NEAREST_EVEN_POWER, TO_ODD: TO_ODD_POWER}.get(number, number)
     return number
+
+
+def short_draw(mode: int, cast: Cast, width: int) -> int:
+    """Return STOCHASTIC_SHORT for STOCHASTIC where a 32-bit integer holds a value's steps and random fraction bits."""
+    fmt = cast.format
+    assert isinstance(fmt, FloatingPoint | FixedPoint)
+    bits = fmt.precision if isinstance(fmt, FloatingPoint) else fmt.bits
+    return STOCHASTIC_SHORT if mode == STOCHASTIC and width == 32 and bits + cast.rounding.random_bits <= 30 else mode
 
 
 # ------------------------------------------------------------------ parameters of one format, as machine scalars
@@ -195,7 +204,12 @@ def nearby(a, pattern, emin_bits, parity, mode, p, word):  # type: ignore[no-unt
     big = float_of(big_bits)
     total = a + big
     t = total - big
-    if mode != NEAREST_EVEN:
+    if mode == STOCHASTIC_SHORT:  # steps and the first random_bits bits of the fraction, in one integer
+        count = typed_as(pattern, a * float_of(typed_as(pattern, p.inverse_bits - big_bits)))
+        noisy = typed_as(pattern, count + top_bits(word, pattern, p.random_bits))
+        step = float_of(typed_as(pattern, big_bits - shift_left(typed_as(pattern, p.fraction), p.fraction)))
+        t = typed_as(a, shift_right(noisy, p.random_bits)) * step
+    elif mode != NEAREST_EVEN:
         # Conditional moves of whole results: a comparison turned into a number costs two instructions more.
         steps = bits_of(total)
         floor = typed_as(pattern, steps - 1) if t > a else steps
@@ -365,7 +379,11 @@ def round_fixed(x, mode, p, word):  # type: ignore[no-untyped-def]
     y = kept * p.scale
     total = y + p.magic
     t = total - p.magic
-    if mode != NEAREST_EVEN:
+    if mode == STOCHASTIC_SHORT:  # on magnitudes, steps and the first random_bits bits of the fraction in one integer
+        count = typed_as(bits_of(x), abs(kept) * (p.scale * p.random_scale))
+        steps = shift_right(typed_as(count, count + top_bits(word, count, p.random_bits)), p.random_bits)
+        t = typed_as(x, typed_as(count, -steps) if kept < 0 else steps)
+    elif mode != NEAREST_EVEN:
         steps = bits_of(total)
         value = t * p.step
         floor = typed_as(steps, steps - typed_as(steps, value > kept))

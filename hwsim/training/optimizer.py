@@ -5,7 +5,7 @@ w + u is added exactly and rounded once into the weight's format. With a `compen
 not fit is kept in that, finer, format and joins the next step (Kahan; Zamirai et al. 2010.06192).
 
 The expressions below define the result; weights and states that are float32 throughout go through one fused kernel,
-which gives the same bits.
+which clips the gradient too and gives the same bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,6 @@ class Optimizer:
         self.updates = 0
         self.profiler: Profiler | None = None  # set in steps that are profiled
         self.loss_scale = ScaleKeeper(plan.loss_scale)
-        self._prepared: tuple[Any, Any, Any] = (None, None, None)  # for which update; its fused kernel and scalars
         self.buffers: GradientBuffers | None = None  # where the gradients' memory is handed back to
         self.parameters = [
             ParameterState(path, p, plan.layer(path.rpartition(".")[0]))
@@ -100,15 +99,25 @@ class Optimizer:
         else:
             factor = self.loss_scale.factor
         self.updates += 1
+        fused = []
         for part in parts:
             gradient = part.parameter.grad
             assert gradient is not None
             if factor != 1.0:
                 gradient.mul_(1.0 / factor)  # a power of two
-            if self.recipe.clip is not None:
+            fuses = self._fuses(part, gradient)
+            if self.recipe.clip is not None and not (fuses and self._clips_fused):
                 gradient.clamp_(-self.recipe.clip, self.recipe.clip)
-            self._apply(part, gradient.detach(), learning_rate)
+            if self.recipe.weight_decay:
+                gradient = self._decay(part, gradient.detach(), learning_rate)
+            if fuses:
+                fused.append((part, gradient))
+            else:
+                self._add(part, part.parameter.detach(), self._step_of(part, gradient.detach(), learning_rate), "update")
             del gradient
+        if fused:
+            self._apply_fused(fused, learning_rate)
+            del fused
         self.drop_gradients()
         return True
 
@@ -126,18 +135,18 @@ class Optimizer:
             with torch.no_grad():
                 part.parameter.copy_(_rounded(part.parameter.detach(), cast, self._stream(part, "initial")))
 
-    def _apply(self, part: ParameterState, gradient: Tensor, rate: float) -> None:
-        """Update one parameter and its states."""
-        recipe, weight = self.recipe, part.parameter.detach()
-        if recipe.weight_decay and recipe.optimizer != "adamw":
-            gradient = gradient + _float32(recipe.weight_decay) * weight
-        if recipe.weight_decay and recipe.optimizer == "adamw":
-            self._add(part, weight, _float32(-rate * recipe.weight_decay) * weight, "decay")
-        if self._fuses(part, gradient):
-            self._apply_fused(part, weight, gradient, rate)
-            return
-        step = self._step_of(part, gradient, rate)
-        self._add(part, weight, step, "update")
+    @property
+    def _clips_fused(self) -> bool:
+        """Whether the fused kernel may clip: nothing has to be added to the clipped gradient first."""
+        return not self.recipe.weight_decay or self.recipe.optimizer == "adamw"
+
+    def _decay(self, part: ParameterState, gradient: Tensor, rate: float) -> Tensor:
+        """Apply the weight decay: to the weight itself for adamw, else to the gradient, which is returned."""
+        weight, decay = part.parameter.detach(), self.recipe.weight_decay
+        if self.recipe.optimizer != "adamw":
+            return gradient + _float32(decay) * weight
+        self._add(part, weight, _float32(-rate * decay) * weight, "decay")
+        return gradient
 
     def _step_of(self, part: ParameterState, g: Tensor, rate: float) -> Tensor:
         """Advance the states and return u, what is to be added to the weight. This defines the update."""
@@ -191,17 +200,24 @@ class Optimizer:
         weight.copy_(new)
 
     def _fuses(self, part: ParameterState, gradient: Tensor) -> bool:
-        return part.is_float32 and gradient.device.type == "cpu" and backends.forced() in (None, "numba")
+        weight = part.parameter
+        on_cpu = gradient.device.type == "cpu" and backends.forced() in (None, "numba")
+        return on_cpu and part.is_float32 and weight.is_contiguous() and gradient.dtype == weight.dtype == torch.float32
 
-    def _apply_fused(self, part: ParameterState, weight: Tensor, gradient: Tensor, rate: float) -> None:
-        if self._prepared[0] != (self.updates, rate):
-            self._prepared = ((self.updates, rate), *self._fused_kernel(rate))
-        _, kernel, scalars = self._prepared
-        states = [state.view(-1).numpy() for state in part.states.values()]
-        kernel(weight.view(-1).numpy(), gradient.contiguous().view(-1).numpy(), *states, *scalars)
+    def _apply_fused(self, parts: list[tuple[ParameterState, Tensor]], rate: float) -> None:
+        """Update parameters and their states, all in one call."""
+        kernel, scalars = self._fused_kernel(rate)
+        gradients = [gradient.contiguous() for _, gradient in parts]
+        places, sizes = [], []
+        for (part, _), gradient in zip(parts, gradients, strict=True):
+            states = [state.data_ptr() for state in part.states.values()]
+            places.append([part.parameter.data_ptr(), gradient.data_ptr(), *states])
+            sizes.append(gradient.numel())
+        bound = self.recipe.clip if self.recipe.clip is not None and self._clips_fused else inf
+        kernel(np.array(places), np.array(sizes), np.float32(bound), *scalars)
 
     def _fused_kernel(self, rate: float) -> tuple[Callable[..., None], list[np.float32]]:
-        """Return this update's kernel, which takes weight, gradient and states, and the scalars behind those."""
+        """Return this update's kernel and its scalars."""
         from hwsim.kernels.numba_cpu import update
 
         scalars: tuple[float, ...]

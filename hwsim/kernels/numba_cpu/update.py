@@ -1,4 +1,7 @@
-"""Optimizer updates of float32 weights with float32 states, each parameter in one pass over memory.
+"""Optimizer updates of float32 weights with float32 states: all parameters in one call, each in one pass over memory.
+
+A call takes `places`, addresses with a row for each parameter (its weight, its gradient, its states), how many elements
+each has, the bound to which gradients are clipped (infinity: not at all), and the update's scalars.
 
 The expressions are those of `hwsim.training.optimizer`, operation for operation; every operation is one IEEE float32
 operation (no fast-math, no contraction), so both give the same bits.
@@ -15,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from hwsim.kernels.numba_cpu.compiled import compiled
+from hwsim.kernels.numba_cpu.memory import floats_at
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
 SMALLEST_SQUARED = np.float32(2.0**-63)  # its square is the smallest normal
@@ -24,43 +28,56 @@ dividing = partial(compiled, error_model="numpy")  # x / 0 is an infinity, as th
 
 
 @compiled
-def sgd(weight: np.ndarray, gradient: np.ndarray, rate: np.float32) -> None:
-    """Update in place: w - rate g."""
-    for i in range(weight.size):
-        weight[i] = weight[i] + (-rate) * gradient[i]
+def _clipped(gradient, bound):  # type: ignore[no-untyped-def]
+    """Return the gradient within [-bound, bound]; NaN passes."""
+    g = bound if gradient > bound else gradient
+    return -bound if g < -bound else g
 
 
 @compiled
-def momentum(
-    weight: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, rate: np.float32, decay: np.float32
-) -> None:
+def sgd(places: np.ndarray, sizes: np.ndarray, bound: np.float32, rate: np.float32) -> None:
+    """Update in place: w - rate g."""
+    for part in range(sizes.size):
+        n = sizes[part]
+        weight, gradient = floats_at(places[part, 0], n), floats_at(places[part, 1], n)
+        for i in range(n):
+            weight[i] = weight[i] + (-rate) * _clipped(gradient[i], bound)
+
+
+@compiled
+def momentum(places: np.ndarray, sizes: np.ndarray, bound: np.float32, rate: np.float32, decay: np.float32) -> None:
     """Update in place: v = decay v + g, w - rate v."""
-    for i in range(weight.size):
-        v = decay * velocity[i] + gradient[i]
-        v = ZERO if abs(v) < SMALLEST_NORMAL else v
-        velocity[i] = v
-        weight[i] = weight[i] + (-rate) * v
+    for part in range(sizes.size):
+        n = sizes[part]
+        weight, gradient = floats_at(places[part, 0], n), floats_at(places[part, 1], n)
+        velocity = floats_at(places[part, 2], n)
+        for i in range(n):
+            v = decay * velocity[i] + _clipped(gradient[i], bound)
+            v = ZERO if abs(v) < SMALLEST_NORMAL else v
+            velocity[i] = v
+            weight[i] = weight[i] + (-rate) * v
 
 
 @dividing
-def adagrad(
-    weight: np.ndarray, gradient: np.ndarray, square_sum: np.ndarray, rate: np.float32, epsilon: np.float32
-) -> None:
+def adagrad(places: np.ndarray, sizes: np.ndarray, bound: np.float32, rate: np.float32, epsilon: np.float32) -> None:
     """Update in place: s = s + g g, w - rate g / (sqrt(s) + epsilon)."""
-    for i in range(weight.size):
-        g = gradient[i]
-        h = ZERO if abs(g) < SMALLEST_SQUARED else g
-        s = square_sum[i] + h * h
-        square_sum[i] = s
-        weight[i] = weight[i] + (-rate) * (g / (np.sqrt(s) + epsilon))
+    for part in range(sizes.size):
+        n = sizes[part]
+        weight, gradient = floats_at(places[part, 0], n), floats_at(places[part, 1], n)
+        square_sum = floats_at(places[part, 2], n)
+        for i in range(n):
+            g = _clipped(gradient[i], bound)
+            h = ZERO if abs(g) < SMALLEST_SQUARED else g
+            s = square_sum[i] + h * h
+            square_sum[i] = s
+            weight[i] = weight[i] + (-rate) * (g / (np.sqrt(s) + epsilon))
 
 
 @dividing
 def adam(
-    weight: np.ndarray,
-    gradient: np.ndarray,
-    moment1: np.ndarray,
-    moment2: np.ndarray,
+    places: np.ndarray,
+    sizes: np.ndarray,
+    bound: np.float32,
     rate: np.float32,
     keep1: np.float32,
     new1: np.float32,
@@ -70,13 +87,17 @@ def adam(
     epsilon: np.float32,
 ) -> None:
     """Update in place: m = keep1 m + new1 g, v = keep2 v + new2 g g, w - rate m / (sqrt(v) / correction + epsilon)."""
-    for i in range(weight.size):
-        g = gradient[i]
-        h = ZERO if abs(g) < SMALLEST_SQUARED else g
-        m = keep1 * moment1[i] + new1 * g
-        v = keep2 * moment2[i] + new2 * (h * h)
-        m = ZERO if abs(m) < SMALLEST_NORMAL else m
-        v = ZERO if v < SMALLEST_NORMAL else v
-        moment1[i] = m
-        moment2[i] = v
-        weight[i] = weight[i] + (-rate) * (m / (np.sqrt(v) / correction + epsilon))
+    for part in range(sizes.size):
+        n = sizes[part]
+        weight, gradient = floats_at(places[part, 0], n), floats_at(places[part, 1], n)
+        moment1, moment2 = floats_at(places[part, 2], n), floats_at(places[part, 3], n)
+        for i in range(n):
+            g = _clipped(gradient[i], bound)
+            h = ZERO if abs(g) < SMALLEST_SQUARED else g
+            m = keep1 * moment1[i] + new1 * g
+            v = keep2 * moment2[i] + new2 * (h * h)
+            m = ZERO if abs(m) < SMALLEST_NORMAL else m
+            v = ZERO if v < SMALLEST_NORMAL else v
+            moment1[i] = m
+            moment2[i] = v
+            weight[i] = weight[i] + (-rate) * (m / (np.sqrt(v) / correction + epsilon))

@@ -51,6 +51,8 @@ class StoreGradient(torch.autograd.Function):
 
 def computed(site: Site, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a function that makes new values: inputs' gradients and its result are stored by role."""
+    if site.precision.cast("activation") is None and site.precision.cast("activation_gradient") is None:
+        return function(*args, **kwargs)
     in_place = writes_in_place(function, kwargs)
     if not in_place:
         args, kwargs = gradients_stored(site, args, kwargs)
@@ -64,7 +66,7 @@ def computed(site: Site, function: Callable[..., Any], args: tuple[Any, ...], kw
 
 def selected(site: Site, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a function that copies values but whose backward may add some up: inputs' gradients are stored by role."""
-    if not writes_in_place(function, kwargs):
+    if site.precision.cast("activation_gradient") is not None and not writes_in_place(function, kwargs):
         args, kwargs = gradients_stored(site, args, kwargs)
     return function(*args, **kwargs)
 

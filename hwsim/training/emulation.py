@@ -216,7 +216,9 @@ class Emulation:
         precision = self._precisions.get(path)
         if precision is None:
             precision = self._precisions[path] = step.plan.layer(path)
-        return Site(path, self._count(path), precision, step, step.number)
+        call = self._calls.get(path, 0)
+        self._calls[path] = call + 1
+        return Site(path, call, precision, step, step.number)
 
     def place(self, name: str) -> Site:
         """Return a site for what only the recorder sees: no rule need match it, and no other call is renumbered."""
@@ -258,8 +260,8 @@ class Emulation:
 
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
         path = self._paths.get(id(module))
-        whole = isinstance(module, nn.MultiheadAttention) or not any(module.children())
-        is_leaf = type(module).__module__.startswith("torch.nn.modules") and whole
+        whole = not module._modules or isinstance(module, nn.MultiheadAttention) or not any(module.children())
+        is_leaf = whole and type(module).__module__.startswith("torch.nn.modules")
         if path is None:
             path = type(module).__name__.lower()
         self._stack.append((path, is_leaf))

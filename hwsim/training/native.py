@@ -7,52 +7,33 @@ BLAS is several times faster per product. Orders that hwsim defines, and casts, 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from hwsim.arithmetic.mac import Native
 from hwsim.kernels import backends
 from hwsim.training.gradient_buffers import GradientBuffer, fresh
-from hwsim.training.plan import LayerPrecision
 from hwsim.training.selection import KeptRows
 from hwsim.training.step import Site
 
 BREAK_EVEN = 0.25  # share of the elements kept by example from which on the whole product is faster
 
 NO_ROWS = np.empty((0, 0), np.float32)
-READ_OR_STORED = (
-    ("gradient", "grad_input"),
-    ("gradient", "grad_weight"),
-    ("weight", "grad_input"),
-    ("input", "grad_weight"),
-    ("activation_gradient", ""),
-    ("weight_gradient", ""),
-)
 
 
 def is_native(gradient: Tensor, site: Site) -> bool:
     """Return whether this layer's backward pass is plain float32 in native order, on the CPU."""
-    on_cpu = gradient.device.type == "cpu" and backends.forced() in (None, "numba")
-    return on_cpu and gradient.dtype == torch.float32 and _is_plain(site.precision)
-
-
-@lru_cache(maxsize=4096)
-def _is_plain(precision: LayerPrecision) -> bool:
-    native = all(isinstance(precision.mac(gemm).order, Native) for gemm in ("grad_input", "grad_weight"))
-    return native and all(precision.cast(role, gemm) is None for role, gemm in READ_OR_STORED)
+    on_cpu = gradient.is_cpu and backends.forced() in (None, "numba")
+    return on_cpu and gradient.dtype == torch.float32 and site.precision.plain_gradients
 
 
 def native_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, kept: KeptRows | None, site: Site, wants: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (dL/dx, dL/dW) of the gradient (rows x out) at the output, from what was kept of it (None: from all)."""
-    gradient, x, weight = gradient.detach(), x.detach(), weight.detach()
     if kept is None:
         return _dense(gradient, x, weight, site, wants)
-    x, weight = x.contiguous(), weight.contiguous()
+    gradient, x, weight = gradient.detach(), x.detach().contiguous(), weight.detach().contiguous()
     backends.choose()  # numba's work, noted as such
     if kept.rank_over == "batch":
         return _over_batch(gradient, x, weight, kept, site, wants)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, sqrt
-from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +112,8 @@ class Optimizer:
             if fuses:
                 fused.append((part, gradient))
             else:
-                self._add(part, part.parameter.detach(), self._step_of(part, gradient.detach(), learning_rate), "update")
+                step = self._step_of(part, gradient.detach(), learning_rate)
+                self._add(part, part.parameter.detach(), step, "update")
             del gradient
         if fused:
             self._apply_fused(fused, learning_rate)

@@ -44,6 +44,15 @@ GEMMS = ("output", "grad_input", "grad_weight")
 READ_BY = {"output": ("input", "weight"), "grad_input": ("gradient", "weight"), "grad_weight": ("gradient", "input")}
 SUMS = ("reduce", "accumulate_grad")  # bias gradients, statistics, losses · gradients that meet at one tensor
 SCALED_ROLES = ("input", "weight", "gradient")
+PLAIN_OUTPUT = (("input", "output"), ("weight", "output"), ("bias", "output"), ("activation", ""))
+PLAIN_GRADIENTS = (
+    ("gradient", "grad_input"),
+    ("gradient", "grad_weight"),
+    ("weight", "grad_input"),
+    ("input", "grad_weight"),
+    ("activation_gradient", ""),
+    ("weight_gradient", ""),
+)
 FLOAT32_SUM = MacSpec(accumulator="float32", order="sequential")
 NATIVE_SUM = MacSpec(accumulator="float32", order="native")
 
@@ -170,6 +179,13 @@ class LayerPrecision:
         self.emulates_statistics = "statistics" in casts or own_sums  # else so are normalizations
         self._macs = {key: rule.macs.get(key, FLOAT32_SUM) for key in MAC_KEYS}
         self._formats = {gemm: self._formats_of(gemm) for gemm in GEMMS}
+        self.plain_output = self._is_plain(("output",), PLAIN_OUTPUT) and not self.tiled
+        self.plain_gradients = self._is_plain(("grad_input", "grad_weight"), PLAIN_GRADIENTS)
+
+    def _is_plain(self, gemms: tuple[str, ...], casts: tuple[tuple[str, str], ...]) -> bool:
+        """Return whether these GEMMs add up in native order, and nothing that they read or make is cast."""
+        native = all(isinstance(self.mac(gemm).order, Native) for gemm in gemms)
+        return native and all(self.cast(role, where) is None for role, where in casts)
 
     def cast(self, role: str, where: str = "") -> Cast | None:
         """Return how a tensor in this role is stored, or read by the GEMM `where`; None means float32, as it is.

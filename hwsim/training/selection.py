@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -73,13 +73,15 @@ def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows
     when nothing is dropped: no sparse backprop here, or at least as many kept as there are.
     """
     sparse = site.step.sparse
-    if sparse is None or not sparse.covers(site.layer) or site.step.domain != "train":
+    if sparse is None or site.step.domain != "train":
         return gradient, None
     if site.layer == site.step.output_layer and not sparse.output_layer:
         return gradient, None
     extent = gradient.shape[1]
     gates = gates if sparse.gates == "apart" else 1
-    kept = gates * sparse.kept(extent // gates, site.step.epoch, site.layer)
+    kept = _amount(sparse, site.layer, site.step.epoch, extent, gates)
+    if kept is None:
+        return gradient, None
     simplifier = site.step.simplifier
     if simplifier is not None:
         gradient = simplifier.silence(site.layer, gradient)
@@ -93,6 +95,12 @@ def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows
     if simplifier is not None:
         simplifier.count(site.layer, gradient, chosen)
     return gradient, chosen
+
+
+@lru_cache(maxsize=4096)
+def _amount(sparse: SparseBackprop, layer: str, epoch: int, extent: int, gates: int) -> int | None:
+    """Return how many slices of a layer's gradient are kept; None where there is no sparse backprop."""
+    return gates * sparse.kept(extent // gates, epoch, layer) if sparse.covers(layer) else None
 
 
 def choose(gradient: Tensor, kept: int, sparse: SparseBackprop, site: Site, gates: int = 1) -> KeptRows:

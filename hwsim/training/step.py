@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -46,8 +46,7 @@ class Step:
     uncovered: set[str] = field(default_factory=set)  # functions that ran as torch does
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):  # made some thousand times a second, which a tuple is quick at
     """One call of one function: its layer's path, its precision, and the step it runs in.
 
     `call` counts the calls of the same layer within the step. Step number and call are noted here because a backward

@@ -176,6 +176,29 @@ def test_clipping_is_by_element():
     assert torch.equal(net.weight, twin.weight)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_fused_kernel_clips_as_the_definition_does(name):
+    """Long before and long after Adam's correction of the second moment has become 1."""
+    recipe = Recipe(**{**RECIPES[name].model_dump(), "clip": 0.25})
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.25, -0.25, 1e-40])
+    for updates in (0, 30000):
+        found = []
+        for fused in (True, False):
+            net = layer()
+            optimizer = Optimizer(net, FLOAT32, recipe)
+            optimizer.updates = updates
+            if not fused:
+                optimizer._fuses = lambda part, gradient: False
+
+            def update(opt=optimizer, net=net):
+                net.weight.grad.view(-1)[: len(odd)] = odd
+                opt.update(recipe.learning_rate)
+
+            found.append([p.view(torch.int32) for p in steps(net, update)])
+            assert net.weight.isnan().sum() == 1
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_sum_is_rounded_once():
     """A tie of bfloat16 plus a speck: rounded twice it goes to even, rounded once it goes up."""
     tie, speck = torch.tensor([1.0 + 2**-8]), torch.tensor([2.0**-60])

@@ -22,7 +22,7 @@ from hwsim.kernels.numba_cpu.memory import floats_at
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
 SMALLEST_SQUARED = np.float32(2.0**-63)  # its square is the smallest normal
-ZERO = np.float32(0.0)
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 dividing = partial(compiled, error_model="numpy")  # x / 0 is an infinity, as the definition's is
 
@@ -87,6 +87,7 @@ def adam(
     epsilon: np.float32,
 ) -> None:
     """Update in place: m = keep1 m + new1 g, v = keep2 v + new2 g g, w - rate m / (sqrt(v) / correction + epsilon)."""
+    corrects = correction != ONE  # dividing by 1, as after some ten thousand updates, would change nothing
     for part in range(sizes.size):
         n = sizes[part]
         weight, gradient = floats_at(places[part, 0], n), floats_at(places[part, 1], n)
@@ -100,4 +101,7 @@ def adam(
             v = ZERO if v < SMALLEST_NORMAL else v
             moment1[i] = m
             moment2[i] = v
-            weight[i] = weight[i] + (-rate) * (m / (np.sqrt(v) / correction + epsilon))
+            root = np.sqrt(v)
+            if corrects:
+                root = root / correction
+            weight[i] = weight[i] + (-rate) * (m / (root + epsilon))

@@ -78,7 +78,7 @@ def select_topk(
     flat = np.ascontiguousarray(array.reshape(rows, -1) if array.size else array.reshape(rows, 0))
     extent = flat.shape[1]
     if kept >= extent:
-        _refuse_nan(bool(np.isnan(flat).any()))
+        refuse_nan(bool(np.isnan(flat).any()))
         everything = np.arange(extent, dtype=np.int32)
         if rank_over == "batch":
             return Kept(everything, None, extent, rows)
@@ -90,10 +90,11 @@ def select_topk(
     else:
         from hwsim.kernels.numba_cpu.select import select
     indices, offsets, has_nan = select(flat, int(kept), rank_over == "batch", score == "random", stream)
-    _refuse_nan(has_nan)
+    refuse_nan(has_nan)
     return Kept(indices, None if rank_over == "batch" else offsets, extent, rows)
 
 
-def _refuse_nan(has_nan: bool) -> None:
+def refuse_nan(has_nan: bool) -> None:
+    """Raise SpecError if there is a NaN among what was to be ranked."""
     if has_nan:
         raise SpecError("select_topk: got NaN in the gradient, which has no rank")

@@ -12,7 +12,7 @@ from hwsim.arithmetic.mac import Exact, Native, Sequential
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
 from hwsim.training.gemm import multiply, read, read_along, same_reading, store, sum_rows
-from hwsim.training.native import is_native, native_gradients
+from hwsim.training.native import is_native, native_gradients, unwatched_gradients
 from hwsim.training.selection import KeptRows, thin
 from hwsim.training.step import Site
 
@@ -48,6 +48,10 @@ class Linear(torch.autograd.Function):
         bias_gradient = None
         if ctx.needs_input_grad[2]:  # from the full gradient, in both code bases of meProp
             bias_gradient = store(sum_rows(gradient, site), site, "weight_gradient", "reduce")
+        if recorder is None and is_native(gradient, site):
+            found = unwatched_gradients(gradient, x, weight, site, gates, ctx.needs_input_grad)
+            if found is not None:
+                return *found, bias_gradient, None, None
         gradient, kept = thin(gradient, site, gates)
         if recorder is not None:
             recorder.backward(site, gradient, kept, ctx.needs_input_grad)

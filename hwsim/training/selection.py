@@ -72,16 +72,11 @@ def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows
     Returns the gradient to choose from (with the memory of earlier steps added, if there is one) and the choice; None
     when nothing is dropped: no sparse backprop here, or at least as many kept as there are.
     """
-    sparse = site.step.sparse
-    if sparse is None or site.step.domain != "train":
+    sparse, extent = site.step.sparse, gradient.shape[1]
+    kept = amount_kept(site, extent, gates)
+    if kept is None or sparse is None:
         return gradient, None
-    if site.layer == site.step.output_layer and not sparse.output_layer:
-        return gradient, None
-    extent = gradient.shape[1]
     gates = gates if sparse.gates == "apart" else 1
-    kept = _amount(sparse, site.layer, site.step.epoch, extent, gates)
-    if kept is None:
-        return gradient, None
     simplifier = site.step.simplifier
     if simplifier is not None:
         gradient = simplifier.silence(site.layer, gradient)
@@ -95,6 +90,16 @@ def thin(gradient: Tensor, site: Site, gates: int = 1) -> tuple[Tensor, KeptRows
     if simplifier is not None:
         simplifier.count(site.layer, gradient, chosen)
     return gradient, chosen
+
+
+def amount_kept(site: Site, extent: int, gates: int = 1) -> int | None:
+    """Return how many of a gradient's `extent` columns this call of a layer keeps; None: no sparse backprop here."""
+    sparse = site.step.sparse
+    if sparse is None or site.step.domain != "train":
+        return None
+    if site.layer == site.step.output_layer and not sparse.output_layer:
+        return None
+    return _amount(sparse, site.layer, site.step.epoch, extent, gates if sparse.gates == "apart" else 1)
 
 
 @lru_cache(maxsize=4096)

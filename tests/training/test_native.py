@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+import hwsim.kernels
 from hwsim import SparseBackprop, emulate
-from hwsim.kernels.numba_cpu import rows
+from hwsim.errors import SpecError
+from hwsim.kernels.numba_cpu import rows, select
 from hwsim.training import linear, native
 from hwsim.training.gradient_buffers import GradientBuffers
 
@@ -43,6 +45,39 @@ def test_the_fast_pass_is_the_general_one(name, monkeypatch):
         assert torch.equal(a == 0, b == 0), "what was dropped is exactly 0"
     if SPARSE[name]:
         assert (fast[3] == 0).all(1).any() or name == "many by example", "rows that nobody kept"
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_step_that_nobody_watches_has_the_bits_of_one_that_is_recorded(name, monkeypatch):
+    for tied in (False, True):
+        net, x = network(), torch.randn(70, 9)
+        if tied:  # equal magnitudes throughout, and zeros
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.copy_(p.sign() * (p.abs() > 0.05) * 0.125)
+            x = x.sign()
+        unwatched = gradients(net, x, emulate(net, "float32", SPARSE[name]))
+        with monkeypatch.context() as patch:
+            patch.setattr(linear, "unwatched_gradients", lambda *arguments: None)
+            watched = gradients(net, x, emulate(net, "float32", SPARSE[name]))
+        assert all(torch.equal(a, b) for a, b in zip(unwatched, watched, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, sparse in SPARSE.items() if sparse])
+def test_a_nan_has_no_rank_on_any_route(name):
+    net, x = network(), torch.full((70, 9), float("nan"))
+    with pytest.raises(SpecError, match="NaN"):
+        gradients(net, x, emulate(net, "float32", SPARSE[name]))
+
+
+@pytest.mark.parametrize("kept", [1, 7, 20, 39])
+def test_masking_keeps_what_the_selection_keeps(kept):
+    g = np.random.default_rng(kept).integers(-3, 4, (30, 40)).astype(np.float32)  # ties and zeros
+    g[3], g[4, 5:] = 0, 0
+    masked, used = select.masked_by_example(g, kept)
+    wanted = hwsim.kernels.select_topk(g, kept)
+    assert used == len(wanted.indices) and np.array_equal(masked, np.where(wanted.mask(), g, 0))
+    assert select.masked_by_example(np.full((1, 40), np.nan, np.float32), kept)[1] == -1
 
 
 @pytest.mark.parametrize("width", [70, 8000])  # a weight matrix below `NEAR` bytes, and one above

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hwsim.kernels.numba_cpu.compiled import compiled
+from hwsim.kernels.numba_cpu.rows import gather
 from hwsim.kernels.random_bits import M1, M2, key
 
 INFINITY = (np.uint32(0x7F80_0000), np.uint64(0x7FF0_0000_0000_0000))  # as codes of float32 and float64
@@ -66,40 +67,50 @@ def _random_scores(g, codes, low, high):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _lowest_kept(row, kept, bits, scores):  # type: ignore[no-untyped-def]
+    """Write the codes without sign bit to `scores`; return the lowest kept, how many of how many such, the largest.
+
+    A lowest of 0 stands for a row with fewer codes above 0 than are kept, and is not kept itself.
+    """
+    one = row.dtype.type(1)
+    mask = row.dtype.type((one << row.dtype.type(bits - 1)) - one)
+    largest = row.dtype.type(0)
+    for j in range(row.size):
+        scores[j] = row[j] & mask
+        largest = max(largest, scores[j])
+    lowest = row.dtype.type(0)
+    for place in range(bits - 2, -1, -1):
+        trial = row.dtype.type(lowest | (one << row.dtype.type(place)))
+        if trial > largest:
+            continue
+        reached = np.int32(0)
+        for j in range(row.size):
+            reached = np.int32(reached + np.int32(scores[j] >= trial))
+        if reached >= kept:
+            lowest = trial
+            if reached == kept:
+                break
+    above, equal = np.int32(0), np.int32(0)
+    for j in range(row.size):
+        above = np.int32(above + np.int32(scores[j] > lowest))
+        equal = np.int32(equal + np.int32(scores[j] == lowest))
+    ties = kept - above if lowest > 0 else 0
+    return lowest, ties, equal, largest
+
+
+@compiled
 def _collect(codes, kept, bits, highest, indices, offsets):  # type: ignore[no-untyped-def]
     """Write the positions of the `kept` largest codes of each row (sign bit ignored); return how many in all.
 
     -1 if a code is above `highest`: a NaN. `indices` has room for one more than are kept.
     """
     used = 0
-    one = codes.dtype.type(1)
     n = codes.shape[1]
     scores = np.empty(n, codes.dtype)
     for r in range(codes.shape[0]):
-        row = codes[r]
-        mask = codes.dtype.type((one << codes.dtype.type(bits - 1)) - one)
-        largest = codes.dtype.type(0)
-        for j in range(n):
-            scores[j] = row[j] & mask
-            largest = max(largest, scores[j])
+        lowest, ties, _, largest = _lowest_kept(codes[r], kept, bits, scores)
         if largest > highest:
             return -1
-        lowest = codes.dtype.type(0)
-        for place in range(bits - 2, -1, -1):
-            trial = codes.dtype.type(lowest | (one << codes.dtype.type(place)))
-            if trial > largest:
-                continue
-            reached = np.int32(0)
-            for j in range(n):
-                reached = np.int32(reached + np.int32(scores[j] >= trial))
-            if reached >= kept:
-                lowest = trial
-                if reached == kept:
-                    break
-        above = 0
-        for j in range(n):
-            above += scores[j] > lowest
-        ties = kept - above if lowest > 0 else 0
         if kept < n // 8:  # branches on few are foreseen
             for j in range(n):
                 if scores[j] > lowest or (ties > 0 and scores[j] == lowest):
@@ -114,3 +125,55 @@ def _collect(codes, kept, bits, highest, indices, offsets):  # type: ignore[no-u
                 ties -= tied
         offsets[r + 1] = used
     return used
+
+
+@compiled
+def masked_by_example(g, kept):  # type: ignore[no-untyped-def]
+    """Return g (float32) with 0 where its rows keep nothing by magnitude, and how much they keep; -1 for NaN."""
+    out = np.empty_like(g)
+    codes = g.view(np.uint32)
+    n = g.shape[1]
+    scores = np.empty(n, np.uint32)
+    zero, used = np.float32(0), 0
+    for r in range(g.shape[0]):
+        row, target = g[r], out[r]
+        lowest, ties, equal, largest = _lowest_kept(codes[r], kept, 32, scores)
+        if largest > INFINITY[0]:
+            return out, -1
+        used += kept if lowest > 0 else n - equal
+        if lowest == 0:
+            for j in range(n):
+                target[j] = row[j] if scores[j] > lowest else zero
+        elif ties == equal:
+            for j in range(n):
+                target[j] = row[j] if scores[j] >= lowest else zero
+        else:
+            for j in range(n):
+                tied = (scores[j] == lowest) & (ties > 0)
+                target[j] = row[j] if (scores[j] > lowest) | tied else zero
+                ties -= tied
+    return out, used
+
+
+@compiled
+def kept_by_example(g, kept):  # type: ignore[no-untyped-def]
+    """Return (indices, offsets, whether there is a NaN) of what the rows of g (float32) keep by magnitude."""
+    indices = np.empty(g.shape[0] * kept + 1, np.int32)
+    offsets = np.zeros(g.shape[0] + 1, np.int64)
+    used = _collect(g.view(np.uint32), kept, 32, INFINITY[0], indices, offsets)
+    return indices[: max(used, 0)], offsets, used < 0
+
+
+@compiled
+def gathered_over_batch(g, w, kept):  # type: ignore[no-untyped-def]
+    """Return (columns, g[:, columns], w[columns], whether there is a NaN) of the columns of g (float32) that are kept.
+
+    No rows of w if it has none.
+    """
+    indices = np.empty(kept + 1, np.int32)
+    offsets = np.zeros(2, np.int64)
+    sums = _column_sums(g)
+    used = _collect(sums.view(np.uint64).reshape((1, g.shape[1])), kept, 64, INFINITY[1], indices, offsets)
+    columns = indices[: max(used, 0)]
+    compact, weights = gather(g, w, columns)
+    return columns, compact, weights, used < 0

@@ -49,6 +49,17 @@ def _vector_instructions() -> str:
     return ", ".join(wanted) or "no AVX2: the compiled kernels are slower"
 
 
+def _matrix_products() -> str:
+    from hwsim.kernels.numba_cpu.matmul_blas import BYTE_PRODUCTS, integer_product_works
+    from hwsim.kernels.numba_cpu.tile16 import HALF_LANES
+    from hwsim.kernels.numba_cpu.vector_ir import EXPLICIT, SHORT_VECTORS
+
+    vectors = "AVX-512: 16 float32 lanes" if EXPLICIT else "AVX2: 8 float32 lanes" if SHORT_VECTORS else "other vectors"
+    halves = "float16 in its own lanes" if HALF_LANES else "float16 in float32 lanes"
+    by_bytes = BYTE_PRODUCTS and integer_product_works()
+    return f"{vectors}; {halves}; 8-bit integers by {'products of bytes' if by_bytes else 'exact float32 products'}"
+
+
 def _compiled_code() -> str:
     from importlib import import_module
 
@@ -109,6 +120,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "system": lambda: f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     "versions": _versions,
     "processor": _processor,
+    "products": _matrix_products,
     "threads": _threads,
     "back ends": _backends,
     "compiled": _compiled_code,

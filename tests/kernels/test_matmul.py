@@ -330,6 +330,22 @@ def test_sums_that_blas_gives_are_those_of_the_exact_kernels(monkeypatch):
         assert_same(matmul(a, b, "int16"), shortcut["int16"])
 
 
+@pytest.mark.parametrize("mac", ["int32", "int32 wrap", "int24 wrap", "int16 wrap", "int48", "uint16 wrap"])
+def test_long_integer_sums_are_exact_without_products_of_bytes(monkeypatch, mac):
+    """float32 products over pieces of k: 3000 terms of 127 * 127 are more than float32 can count."""
+    monkeypatch.setattr(matmul_blas, "BYTE_PRODUCTS", False)
+    rng = np.random.default_rng(15)
+    a, b = (rng.integers(-128, 128, shape).astype(np.float32) for shape in ((24, 3000), (3000, 40)))
+    a[0], b[:, 0], a[1], b[:, 1] = 127, 127, -128, -128
+    a[2:4, ::2] = -0.0
+    expected = a.astype(np.int64) @ b.astype(np.int64)
+    bits = parse_mac(mac).accumulator.bits
+    lowest = 0 if mac.startswith("u") else -(1 << (bits - 1))
+    got = matmul(a, b, mac)
+    assert np.array_equal(got, (expected - lowest) % (1 << bits) + lowest)
+    assert not np.signbit(got[got == 0]).any()
+
+
 # ------------------------------------------------------------------------------------------------------ known theory
 def test_errors_stay_within_the_known_bounds():
     """gamma_k = k u / (1 - k u) for sequential sums, log2(k) for pairwise, 2 u for Kahan (Higham 2002, chapter 4)."""

@@ -74,6 +74,47 @@ def test_wide_products_are_rounded_once(accumulator, recipes):
     assert_same(got, expected)
 
 
+def ties_and_what_is_lost(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bfloat16 operands of one term each, many products ties of bfloat16, and start values of every size."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(1, 256, (256, 1)) * np.exp2(rng.integers(-4, 5, (256, 1))) * rng.choice([-1.0, 1.0], (256, 1))
+    b = rng.integers(1, 256, (1, 256)) * rng.choice([-1.0, 1.0], (1, 256))
+    exponents = rng.integers(-60, 20, (256, 256))
+    c = rng.integers(128, 256, exponents.shape) * np.exp2(exponents) * rng.choice([-1.0, 1.0], exponents.shape)
+    c[:, ::5] = 0
+    a, b, c = (x.astype(np.float32) for x in (a, b, c))
+    c[:, 1::5] = hwsim.quantize(-a * b[:, 1::5], "bfloat16")  # cancellation
+    return a, b, c
+
+
+def test_products_of_two_values_of_the_accumulator_are_rounded_once(recipes):
+    a, b, c = ties_and_what_is_lost()
+    got = matmul(a, b, "bfloat16", c)
+    assert {r.sums for r in recipes} <= {"once", "residual"}  # by directed rounding, or with what the sum lost
+    assert_same(got, hwsim.quantize(to_odd_sum(a, b, c), "bfloat16").astype(np.float32))
+
+
+def test_a_tie_that_forgets_what_its_sum_lost_is_seen(monkeypatch):
+    """The deliberate break of the test above."""
+    a, b, c = ties_and_what_is_lost()
+    honest = compiled.look_at
+    monkeypatch.setattr(compiled, "look_at", lambda x: (honest(x)[0]._replace(precision=4), honest(x)[1]))
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same(matmul(a, b, "bfloat16", c), hwsim.quantize(to_odd_sum(a, b, c), "bfloat16").astype(np.float32))
+
+
+@pytest.mark.skipif(not matmul_plan.HALF_CONVERSIONS, reason="the kernel needs conversions to float16")
+def test_float16_operands_are_rounded_by_the_conversion(recipes, monkeypatch):
+    monkeypatch.setattr(compiled.half_lanes, "available", lambda: False)
+    rng = np.random.default_rng(3)
+    a, b = (hwsim.quantize(rng.standard_normal((7, 7)).astype(np.float32) * 40, "float16") for _ in range(2))
+    a[0], b[:, 0] = 6000, 3000  # overflow
+    a[1] = a[1] * 2.0**-21  # subnormal sums
+    a[1] = hwsim.quantize(a[1], "float16")
+    against_reference(a, b, "float16")
+    assert [r.rule for r in recipes] == ["halves"]
+
+
 @EXPLICIT
 def test_a_sum_that_is_rounded_twice_is_seen(monkeypatch, recipes):
     """The deliberate break: let every product pass as narrow enough for a float32 sum that is rounded again."""

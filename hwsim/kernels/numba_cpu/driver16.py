@@ -18,6 +18,7 @@ from hwsim.kernels.numba_cpu.tile16 import (
     KIND_FLOAT32,
     KIND_HALF,
     KIND_WHOLE,
+    LANES,
     Recipe16,
     join16,
     narrow32,
@@ -25,6 +26,7 @@ from hwsim.kernels.numba_cpu.tile16 import (
     widen32,
     write16,
 )
+from hwsim.kernels.numba_cpu.vector_ir import SHORT_VECTORS
 
 WIDE = 64  # columns of a full tile: two vectors
 SLIM = 32
@@ -45,13 +47,16 @@ def kernel(recipe: Recipe16) -> Callable[..., int]:
     start: float64 (0: none), `* start_scale - offset` is its integer. A result is ((sum + offset) >> shift) * step.
     k_table, n_table: as in `matmul_driver.kernel`.
     """
-    rows = 4 if recipe.order == "kahan" else 12
-    return _build(str(recipe), recipe.kind, recipe.outer, rows, recipe.states, REVISION)
+    rows, wide = (4 if recipe.order == "kahan" else 12), WIDE
+    if SHORT_VECTORS:  # 16 registers: 12 sums, two vectors of b, one of a, one product
+        rows, wide = 6, SLIM
+    return _build(str(recipe), recipe.kind, recipe.outer, rows, wide, recipe.states, REVISION)
 
 
-def _build(text: str, kind: int, outer: str, most: int, states: int, revision: str) -> Callable[..., int]:
+def _build(text: str, kind: int, outer: str, most: int, wide: int, states: int, revision: str) -> Callable[..., int]:
     chunked = outer != "none"
     total_kind = KIND_FLOAT32 if outer == "float32" else kind
+    vectors = wide // LANES
     total_size = 4 if outer == "float32" else 2
 
     @compiled
@@ -60,18 +65,18 @@ def _build(text: str, kind: int, outer: str, most: int, states: int, revision: s
         low, high, scale, start_scale, offset, shift, step, k_table, n_table,
     ):  # fmt: skip
         _ = revision
-        state_array = np.empty(states * most * WIDE * 2 + 64, np.uint8)
+        state_array = np.empty(states * most * wide * 2 + 64, np.uint8)
         state = (state_array.ctypes.data + 63) // 64 * 64
-        total_array = np.empty((most * WIDE * 4 if chunked else 0) + 64, np.uint8)
+        total_array = np.empty((most * wide * 4 if chunked else 0) + 64, np.uint8)
         total = (total_array.ctypes.data + 63) // 64 * 64
-        panel_array = np.empty(k * WIDE * 2 + 64, np.uint8)
+        panel_array = np.empty(k * wide * 2 + 64, np.uint8)
         panel = (panel_array.ctypes.data + 63) // 64 * 64
-        strip_array = np.empty(STRIP * WIDE * 4 + 64, np.uint8)
+        strip_array = np.empty(STRIP * wide * 4 + 64, np.uint8)
         strip = (strip_array.ctypes.data + 63) // 64 * 64
         mask = -(1 << shift)
-        for first in range(0, n, WIDE):
-            columns = min(WIDE, n - first)
-            width = SLIM if columns <= SLIM else WIDE
+        for first in range(0, n, wide):
+            columns = min(wide, n - first)
+            width = SLIM if columns <= SLIM else wide
             if k_table != 0:
                 for begin in range(0, k, STRIP):
                     some = min(STRIP, k - begin)
@@ -99,13 +104,13 @@ def _build(text: str, kind: int, outer: str, most: int, states: int, revision: s
                     if chunked:
                         _clear(state, states * rows * width * 2)
                     at, bt = left + row * left_row + begin * 2, panel + begin * width * 2
-                    if width == WIDE:
+                    if width == wide:
                         if rows == most:
-                            tile16(text, most, 2, at, left_row, bt, WIDE * 2, state, length, low, high)
+                            tile16(text, most, vectors, at, left_row, bt, wide * 2, state, length, low, high)
                         elif rows == FEW_ROWS:
-                            tile16(text, FEW_ROWS, 2, at, left_row, bt, WIDE * 2, state, length, low, high)
+                            tile16(text, FEW_ROWS, vectors, at, left_row, bt, wide * 2, state, length, low, high)
                         else:
-                            tile16(text, 1, 2, at, left_row, bt, WIDE * 2, state, length, low, high)
+                            tile16(text, 1, vectors, at, left_row, bt, wide * 2, state, length, low, high)
                     elif rows == most:
                         tile16(text, most, 1, at, left_row, bt, SLIM * 2, state, length, low, high)
                     elif rows == FEW_ROWS:

@@ -1,17 +1,21 @@
 """Fixed-point sums that native BLAS gives exactly: no sum can saturate, or the accumulator wraps, and none is rounded.
 
-An integer sum that stays in range (or is only taken modulo 2**bits at the end) does not depend on its order. Operands
-of 8 bits go through `torch._int_mm`, which is silently wrong on processors without the right instructions and is
-therefore tested with full-range operands first; else float32 or float64, where a bound proves every partial sum exact.
+An integer sum that stays in range (or is only taken modulo 2**bits at the end) does not depend on its order. Where the
+processor adds products of bytes (VNNI and its like), operands of 8 bits go through `torch._int_mm`; elsewhere that is
+either silently wrong or a plain loop, fifty times slower than a float32 product. All others, and all operands on other
+processors, go through float32 or float64, where a bound proves every partial sum exact: products of two 8-bit integers
+stay below 2**24 for 1024 terms, so longer sums are made of float32 products over pieces of k, added in float64.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_features
 
 from hwsim.arithmetic.mac import Chunked, Exact, MacSpec, Pairwise, Sequential
 from hwsim.arithmetic.number import FixedPoint
@@ -22,6 +26,8 @@ from hwsim.kernels.numba_cpu.matmul_plan import Facts
 
 SMALLEST_WORK = 1 << 18  # multiply-accumulates below which the bound costs more than it saves
 INTEGER_WORK = 1 << 22
+SHORTEST_PIECE = 128  # terms below which a float64 product is cheaper than float32 products over pieces of k
+BYTE_PRODUCTS = any(get_host_cpu_features().get(name) for name in ("avx512vnni", "avxvnni", "dotprod"))
 
 
 def multiply(
@@ -52,7 +58,8 @@ def multiply(
             return False
     x, y = _tensor(a), _tensor(b)
     steps = bound * 2.0**-lsb
-    if work >= INTEGER_WORK and steps < 2.0**31 and fmt.signed and (not wraps or lsb == -fmt.fraction_bits):
+    eight_bits = fmt.signed and (not wraps or lsb == -fmt.fraction_bits) and work >= INTEGER_WORK and steps < 2.0**31
+    if eight_bits and BYTE_PRODUCTS:
         eight = [_as_int8(v, f.lsb, top) for v, f, top in zip((x, y), facts, largest, strict=True)]
         if all(v is not None for v in eight) and integer_product_works():
             import torch
@@ -60,20 +67,48 @@ def multiply(
             shift = 32 - fmt.bits if wraps and fmt.bits < 32 else 0
             _store_integers(torch._int_mm(*eight).numpy(), out, np.int32(shift), 2.0**lsb)
             return True
-    if steps > 2.0**53:
+    if max(steps, bound / fmt.step - fmt.lowest / fmt.step if wraps else 0.0) > 2.0**53:
         return False
-    _finish(x @ y if steps <= 2.0**24 else x.double() @ y.double(), fmt, wraps, out)
+    sums = _sums(x, y, steps, largest[0] * largest[1] * 2.0**-lsb, out)
+    if wraps:
+        _store_wrapped(sums.numpy(), out, fmt.lowest, fmt.step * 2.0**fmt.bits, 2.0**-fmt.bits / fmt.step)
+    else:
+        import torch
+
+        torch.add(sums, 0.0, out=torch.from_numpy(out))  # fixed point has no negative zero
     return True
 
 
-def _finish(sums: Any, fmt: FixedPoint, wraps: bool, out: np.ndarray) -> None:
+def _sums(x: Any, y: Any, steps: float, term: float, out: np.ndarray) -> Any:
+    """Return x @ y, exact: no sum has more than `steps` units in its last place, and no product more than `term`.
+
+    The result may be `out` itself.
+    """
     import torch
 
-    if wraps:
-        sums = sums.double()
-        modulus = fmt.step * 2.0**fmt.bits
-        sums = sums - torch.floor((sums - fmt.lowest) / modulus) * modulus
-    torch.from_numpy(out).copy_(sums + 0.0)  # + 0: fixed point has no negative zero
+    if steps <= 2.0**24:
+        return torch.matmul(x, y, out=torch.from_numpy(out) if out.itemsize == x.itemsize == y.itemsize else None)
+    k, piece = x.shape[1], int(2.0**24 / term) if 0.0 < term < math.inf else 0
+    if piece < SHORTEST_PIECE or x.itemsize != 4 or y.itemsize != 4:
+        return x.double() @ y.double()
+    pieces = -(-k // piece)
+    edges = [k * i // pieces for i in range(pieces + 1)]  # of about the same length
+    total = torch.zeros(x.shape[0], y.shape[1], dtype=torch.float64)
+    for begin, end in pairwise(edges):
+        total += x[:, begin:end] @ y[begin:end]
+    return total
+
+
+@compiled
+def _store_wrapped(sums, out, lowest, modulus, inverse):  # type: ignore[no-untyped-def]
+    """out = sums brought from `lowest` to `lowest` + `modulus` by multiples of `modulus`, a power of two."""
+    wide_vectors()
+    for i in range(sums.shape[0]):
+        source, target = sums[i], out[i]
+        for j in range(source.shape[0]):
+            value = np.float64(source[j])
+            value -= np.floor((value - lowest) * inverse) * modulus
+            target[j] = out.dtype.type(value + 0.0)
 
 
 def _as_int8(x: Any, lsb: int, largest: float) -> Any:

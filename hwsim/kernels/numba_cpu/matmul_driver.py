@@ -27,9 +27,8 @@ from hwsim.kernels.numba_cpu.matmul_tile import (
     write64,
 )
 from hwsim.kernels.numba_cpu.revision import REVISION
+from hwsim.kernels.numba_cpu.vector_ir import SHORT_VECTORS
 
-ROWS = 4  # rows of a full tile
-VECTORS = 4  # vectors of a full tile: 64 columns of float32
 NARROW = 16  # columns of the tile for a narrow rest
 PACK_ROWS = 24  # fewer rows than this do not repay copying a b whose columns are contiguous already
 
@@ -55,16 +54,31 @@ def kernel(recipe: Recipe, outer: Recipe | None, store_bits: int) -> Callable[..
     """
     return _build(
         str(recipe), str(outer) if outer else "", recipe.bits, store_bits, recipe.sums_kept, recipe.planes,
-        len(recipe.draws), REVISION,
+        len(recipe.draws), *tile_shape(recipe), REVISION,
     )
 
 
+def tile_shape(recipe: Recipe) -> tuple[int, int]:
+    """Return rows and vectors of a full tile: as many sums as registers hold beside what a step needs.
+
+    Vectors are 64 bytes, one register of 32 with AVX-512, two of 16 elsewhere on x86.
+    """
+    if not SHORT_VECTORS:
+        return 4, 4
+    if recipe.bits == 64:
+        return 2, 2  # 16 columns, which is what the loops count in
+    if recipe.states > 1:
+        return 3, 1
+    return (6, 1) if (recipe.sums, recipe.rule, recipe.product) == ("near", "split", "none") else (5, 1)
+
+
 def _build(
-    text: str, outer: str, bits: int, store_bits: int, sums: int, planes: int, draws: int, revision: str,
+    text: str, outer: str, bits: int, store_bits: int, sums: int, planes: int, draws: int, most: int, vectors: int,
+    revision: str,
 ) -> Callable[..., int]:
     size = bits // 8
     lanes = 512 // bits
-    wide = VECTORS * lanes
+    wide = vectors * lanes
     states, counting = sums + planes, planes > 0
     slim = NARROW // lanes
     chunked = outer != ""
@@ -76,15 +90,15 @@ def _build(
     ):  # fmt: skip
         _ = revision
         nans = 0
-        state_array = np.empty(states * ROWS * wide * size + 64, np.uint8)
+        state_array = np.empty(states * most * wide * size + 64, np.uint8)
         state = (state_array.ctypes.data + 63) // 64 * 64
-        total_array = np.empty((ROWS * wide * 8 if chunked else 0) + 64, np.uint8)
+        total_array = np.empty((most * wide * 8 if chunked else 0) + 64, np.uint8)
         total = (total_array.ctypes.data + 63) // 64 * 64
         panel_array = np.empty(k * wide * size + 64, np.uint8)
         packed = (panel_array.ctypes.data + 63) // 64 * 64
-        places = np.empty(ROWS * (1 + wide // 16), np.uint32)
+        places = np.empty(most * (1 + wide // 16), np.uint32)
         spots = places.ctypes.data
-        group_places = spots + 4 * ROWS
+        group_places = spots + 4 * most
         if mode != 0:
             set_processor_mode(np.int32(mode))
         for first in range(0, n, wide):
@@ -101,16 +115,16 @@ def _build(
             row = first_row
             while row < last_row:
                 rows = 1
-                if last_row - first_row >= ROWS and not counting:
-                    rows = ROWS  # the last tile may do some rows again: cheaper than a tile of few rows
-                    row = min(row, last_row - ROWS)
-                elif row + ROWS <= last_row:
-                    rows = ROWS
+                if last_row - first_row >= most and not counting:
+                    rows = most  # the last tile may do some rows again: cheaper than a tile of few rows
+                    row = min(row, last_row - most)
+                elif row + most <= last_row:
+                    rows = most
                 left = a + row * a_row
                 for r in range(rows):
                     places[r] = np.uint32(_read_index(index, row + r) + first)
                     for g in range(width // 16):
-                        places[ROWS + r * (width // 16) + g] = places[r] + np.uint32(16 * g)
+                        places[most + r * (width // 16) + g] = places[r] + np.uint32(16 * g)
                 if chunked:
                     _load(64, start, start_row, start_n, total, row, first, rows, columns, width)
                 else:
@@ -122,14 +136,14 @@ def _build(
                         _clear(bits, state, 0, (states if begin == 0 else sums) * rows * width)
                     at, bt, kt = left + begin * a_k, panel + begin * panel_k, keys + 8 * draws * begin
                     if width == NARROW:
-                        if rows == ROWS:
-                            tile(text, ROWS, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
+                        if rows == most:
+                            tile(text, most, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                         else:
                             tile(text, 1, slim, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
-                    elif rows == ROWS:
-                        tile(text, ROWS, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
+                    elif rows == most:
+                        tile(text, most, vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     else:
-                        tile(text, 1, VECTORS, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
+                        tile(text, 1, vectors, at, a_row, a_k, bt, panel_k, state, length, blocks, kt, spots)
                     if chunked:
                         groups = rows * width // 16
                         outer_key = outer_keys + 8 * (begin // chunk)

@@ -28,6 +28,7 @@ from hwsim.arithmetic.storage import Cast
 from hwsim.errors import UnsupportedError
 from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, SUMS, WHOLES
 from hwsim.kernels.numba_cpu.matmul_tile import Recipe
+from hwsim.kernels.numba_cpu.vector_ir import EXPLICIT, SHORT_VECTORS
 from hwsim.kernels.reference.rounding import overflow_keeps_largest
 
 _ARM = platform.machine().lower() in ("arm64", "aarch64")
@@ -36,8 +37,8 @@ _MODES = (
     if _ARM
     else {"nearest": 0, "down": 0x400, "up": 0x800, "zero": 0xC00}
 )
-EXPLICIT = bool(get_host_cpu_features().get("avx512f"))  # instructions that name their own rounding
 MOST_SPLIT_BITS = 10  # m with 23 - m >= m + 2 (see `Step._split`)
+HALF_CONVERSIONS = bool(get_host_cpu_features().get("f16c"))
 SHORT_PRODUCTS = all(get_host_cpu_features().get(name) for name in ("avx512bw", "avx512vnni"))
 _MAX_STEP_EXPONENT = 200  # fixed point beyond 2**+-200 is left to the reference
 
@@ -109,7 +110,8 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
         product_bits = 64 if term.wide else 32
     inner_start = NOTHING if isinstance(mac.order, Chunked) else start
     length = min(k, mac.order.size) if isinstance(mac.order, Chunked) else k
-    bits, sums, rule = _accumulation(cast, term, inner_start, length, order, signed_zero_start, product_bits)
+    whole = product_rule == "none"
+    bits, sums, rule = _accumulation(cast, term, inner_start, length, order, signed_zero_start, product_bits, whole)
     if product_block is not None and bits == 64:
         product_rule, product_block = _general(product, 64)  # type: ignore[arg-type]
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
@@ -143,9 +145,10 @@ def check_specials(cast: Cast, special: bool) -> None:
 
 
 def _accumulation(
-    cast: Cast, term: Facts, start: Facts, k: int, order: str, signed_zero_start: bool, product_bits: int
-) -> tuple[int, str, str]:
-    """Return lanes, sums and rule for the accumulator."""
+    cast: Cast, term: Facts, start: Facts, k: int, order: str, signed_zero_start: bool, product_bits: int,
+    whole: bool,
+) -> tuple[int, str, str]:  # fmt: skip
+    """Return lanes, sums and rule for the accumulator; `whole`: a term is a product of two operands, not rounded."""
     fmt = cast.format
     if product_bits == 64:
         return (64, *_general_sum(cast, 64))
@@ -174,11 +177,13 @@ def _accumulation(
         rule = _magic_rule(cast, fmt, lsb, growth, order, signed_zero_start, term)
         if rule and (safe or (rule == "split" and EXPLICIT)):
             return 32, "near" if safe else "once", rule
+        if rule == "split" and SHORT_VECTORS and whole and term.precision + p <= 24 and term.lsb >= -149:
+            return 32, "residual", rule
     in_range = growth < fmt.largest and lsb >= fmt.smallest_exponent and fmt.emin >= -126
     if in_range and order == "sequential" and not nearest and not special and _bits_suffice(cast, fmt, p):
         return 32, _direct_sum(cast.rounding), _bits_rule(cast, fmt, 32)
     half = fmt.exponent_bits == 5 and fmt.mantissa_bits == 10 and fmt.emax == 15 and plain_infinity
-    if nearest and half and EXPLICIT:
+    if nearest and half and (EXPLICIT or HALF_CONVERSIONS):
         return 32, "odd", "halves"
     fits = 23 - fmt.mantissa_bits >= 2
     if cast.rounding.stochastic:
@@ -244,7 +249,8 @@ def _magic_rule(
         return ""
     above_subnormals = lsb >= fmt.smallest_exponent and not signed_zero_start
     if plain and above_subnormals:
-        return "split" if fmt.mantissa_bits <= MOST_SPLIT_BITS else "magic"
+        narrow = fmt.mantissa_bits <= MOST_SPLIT_BITS and (fmt.emin >= -126 or not SHORT_VECTORS)
+        return "split" if narrow else "magic"
     if order == "kahan":
         return ""
     if fmt.emin < -126:
@@ -400,6 +406,7 @@ def parameter_block(cast: Cast, bits: int) -> np.ndarray:
         numbers |= {"twice_split": 2.0 ** (dropped + 1), "twice_split_less_one": 2.0 ** (dropped + 1) - 1}
         numbers["top"] = 2.0 ** min(fmt.emax + 1, bias)
         wholes |= {"scale": (2 * bias + m) << fraction, "unscale": m << fraction, "dropped": dropped}
+        wholes["split_exponent"] = dropped << fraction
         wholes["keep_mask"] = -1 << dropped
         wholes["low_mask"] = (1 << dropped) - 1
         wholes["last"] = 1 << dropped

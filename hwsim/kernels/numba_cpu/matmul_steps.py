@@ -4,7 +4,8 @@ The sum of a product and the accumulator is formed so that the rounding which fo
 exact sum would give. `SUMS` says how: under the processor's rounding toward zero, down or up, a fused multiply-add
 followed by the same rule to fewer bits is that rule once; for the other rules the sum is rounded *to odd* first,
 which any later rounding to at least two bits fewer cannot tell from the exact sum. "near" (plain round to nearest) is
-used only where `matmul_plan` proves that it does no harm; "once" forms and rounds the sum together (`matmul_once`).
+used only where `matmul_plan` proves that it does no harm; "once" and "residual" form and round the sum together
+(`matmul_once`).
 
 Round to odd costs two fused multiply-adds under round-down: d = RD(s) and u = -RD(-s) = RU(s). If they differ, they
 are neighbours and the one with the odd code is the result; if not, s is exact.
@@ -16,10 +17,13 @@ from typing import Any
 
 from llvmlite import ir
 
-from hwsim.kernels.numba_cpu.vector_ir import Lanes
+from hwsim.kernels.numba_cpu.vector_ir import EXPLICIT, INT32, SHORT_VECTORS, Lanes
 
 # How the sum is formed -> rounding mode of the processor while it runs (see `processor_mode`).
-SUMS = {"near": "nearest", "once": "nearest", "odd": "down", "zero": "zero", "down": "down", "up": "up"}
+SUMS = {
+    "near": "nearest", "once": "nearest", "residual": "nearest", "odd": "down", "zero": "zero", "down": "down",
+    "up": "up",
+}  # fmt: skip
 
 # Places of the run-time numbers in the parameter block: floats, then integers (same width as the lanes).
 NUMBERS = (
@@ -29,7 +33,7 @@ NUMBERS = (
 )  # fmt: skip
 WHOLES = (
     "scale", "unscale", "dropped", "half_minus_one", "half", "low_mask", "keep_mask", "last", "random_shift",
-    "random_place", "random_mask",
+    "random_place", "random_mask", "split_exponent",
 )  # fmt: skip
 BLOCK = len(NUMBERS) + len(WHOLES)
 
@@ -85,6 +89,9 @@ class Step:
 
     def _odd_of(self, down: Any, up: Any) -> Any:
         v = self.v
+        if SHORT_VECTORS:  # a shift brings the last bit where the selecting instruction looks
+            odd = v.builder.trunc(v.bits_of(down), ir.VectorType(ir.IntType(1), v.count))
+            return v.builder.select(odd, down, up)
         last_bit = v.builder.and_(v.bits_of(down), v.whole(1))
         return v.builder.select(v.builder.icmp_signed("!=", last_bit, v.whole(0)), down, up)
 
@@ -121,8 +128,15 @@ class Step:
         is a multiple of the place that is rounded to, and even there where x is a tie, so that r is the even
         neighbor. Just above a power of two the place is half as large, which still gives that power if d >= m + 2.
         (Veltkamp's splitting adds x instead, which fails just below powers of two.)
+
+        With short vectors x * 2**d is formed by adding d to the exponent, which leaves two additions: they start
+        beside the next multiplications. A zero becomes some y, and y - (y - 0) is 0 again. A subnormal becomes a wrong
+        y; but x is a multiple of the last place of y then, so that y - x and y - (y - x) are exact.
         """
         v = self.v
+        if SHORT_VECTORS and v.bits == 32:
+            large = v.float_of(v.builder.add(v.bits_of(x), self.whole("split_exponent")))
+            return v.sub(large, v.sub(large, x))
         return v.fma(x, self.number("split"), v.neg(v.mul(x, self.number("split_less_one"))))
 
     def _half(self, _mode: str, x: Any, _word: Any) -> Any:
@@ -132,8 +146,10 @@ class Step:
         return v.builder.fpext(v.builder.fptrunc(x, halves), v.floats)
 
     def _halves(self, _mode: str, x: Any, _word: Any) -> Any:
-        """float16 to nearest even whatever the processor's mode is (AVX-512)."""
+        """float16 to nearest even whatever the processor's mode is (AVX-512, F16C)."""
         v = self.v
+        if not EXPLICIT:
+            return self._halves_by_eight(x)
         codes, mask = ir.VectorType(ir.IntType(16), v.count), ir.IntType(16)
         name = "llvm.x86.avx512.mask.vcvtps2ph.512"
         kind = ir.FunctionType(codes, [v.floats, ir.IntType(32), codes, mask])
@@ -141,6 +157,21 @@ class Step:
         nearest_even = ir.Constant(ir.IntType(32), 0)
         packed = v.builder.call(function, [x, nearest_even, ir.Constant(codes, [0] * v.count), mask(-1)])
         return v.builder.fpext(v.builder.bitcast(packed, ir.VectorType(ir.HalfType(), v.count)), v.floats)
+
+    def _halves_by_eight(self, x: Any) -> Any:
+        v, b = self.v, self.v.builder
+        codes, eight = ir.VectorType(ir.IntType(16), 8), ir.VectorType(v.scalar, 8)
+        kind = ir.FunctionType(codes, [eight, INT32])
+        name = "llvm.x86.vcvtps2ph.256"
+        function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+
+        def places(first: int, count: int) -> ir.Constant:
+            return ir.Constant(ir.VectorType(INT32, count), list(range(first, first + count)))
+
+        parts = [b.shuffle_vector(x, x, places(first, 8)) for first in (0, 8)]
+        packed = [b.bitcast(b.call(function, [part, INT32(0)]), ir.VectorType(ir.HalfType(), 8)) for part in parts]
+        wide = [b.fpext(part, eight) for part in packed]
+        return b.shuffle_vector(*wide, places(0, 16))
 
     def _bits(self, mode: str, x: Any, word: Any) -> Any:
         """Formats with the carrier's exponents: add to the dropped bits and mask; carries, subnormals, infinity fit."""

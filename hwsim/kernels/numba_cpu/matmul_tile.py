@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hwsim.kernels.numba_cpu.matmul_once import nearest_once
+from hwsim.kernels.numba_cpu.matmul_once import TOGETHER
 from hwsim.kernels.numba_cpu.matmul_random import TileWords, random_word
 from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, WHOLES, Step
 from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
@@ -206,13 +206,13 @@ class _Tile:
 
         def term_plus(other: Any, stage: Stage) -> Any:
             x, y = (a, b) if product is None else (product, step.number("one"))
-            if recipe.sums == "once":
-                return nearest_once(step, x, y, other)
+            if recipe.sums in TOGETHER:
+                return TOGETHER[recipe.sums](step, x, y, other)
             return rounded(step.sum_product(recipe.sums, x, y, other), stage)
 
         if recipe.order == "kahan":
             total, lost = old[:2]
-            sums = "near" if recipe.sums == "once" else recipe.sums  # both addends have p bits
+            sums = "near" if recipe.sums in TOGETHER else recipe.sums  # both addends have p bits
             y = term_plus(v.neg(lost), Stage.TERM)
             t = rounded(step.sum_two(sums, total, y), Stage.ACCUMULATE)
             back = rounded(step.sum_two(sums, t, v.neg(total)), Stage.DIFFERENCE)

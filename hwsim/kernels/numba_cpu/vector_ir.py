@@ -7,13 +7,19 @@ so the same code runs anywhere.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 DIRECTIONS = {"nearest": 8, "down": 9, "up": 10, "zero": 11}  # the immediate of an AVX-512 instruction that rounds so
+
+EXPLICIT = bool(get_host_cpu_features().get("avx512f"))  # instructions that name their own rounding, 32 wide registers
+# x86 without them: 16 registers of 8 float32, and on many such processors additions start beside multiplications
+SHORT_VECTORS = not EXPLICIT and platform.machine().lower() in ("x86_64", "amd64")
 
 
 class Lanes:

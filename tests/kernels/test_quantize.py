@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -156,6 +157,31 @@ def test_nvfp4_judged_in_float32_equals_the_division(rounding: str) -> None:
             assert same_bits(*answers).all(), (str(made), scale)
 
 
+@pytest.mark.parametrize("rounding", some(ROUNDINGS[:8], ("nearest_even", "stochastic4")))
+def test_nvfp4_beside_a_step_equals_the_division(rounding: str) -> None:
+    """Quotients a few float32 steps from every value and midpoint of the element format, where an error would show."""
+    rng = np.random.default_rng(2)
+    steps = np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6], np.float32)
+    x = rng.choice(steps, (8, 16)) * np.float32(1.7)
+    x = (x.view(np.int32) + rng.integers(-12, 13, x.shape) * (x > 0)).astype(np.int32).view(np.float32)
+    x *= rng.choice([-1, 1], x.shape).astype(np.float32)
+    for scale in (None, float(np.float32(1.7)), float(np.float32(1.7 / 448))):
+        made, answers = Cast("nvfp4", rounding), []
+        for backend in ("reference", "numba"):
+            with hwsim.backend(backend):
+                answers.append(cast(x, made, 3, scale))
+        assert same_bits(*answers).all(), (str(made), scale)
+
+
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxint8", "nvfp4"])
+def test_blocks_may_be_cast_in_place(name: str) -> None:
+    """A strip that is done once more, in float64, must find its input as it was."""
+    x = np.concatenate([np.linspace(-3, 3, 500), np.full(12, 1e30)]).astype(np.float32)
+    want = hwsim.quantize(x.copy(), name)
+    assert hwsim.quantize(x, name, out=x) is x
+    assert same_bits(want, x).all()
+
+
 def test_a_broken_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above can fail: the rule next to the right one differs on these values."""
     x = hard_values(np.float32)
@@ -276,18 +302,19 @@ def test_compiled_stochastic_rounding_uses_the_word_as_the_definition_does(name:
         made = Cast(name, f"stochastic{n}")
         way, width = compiled.choose_way(made, dtype == np.float32)
         values = [1.0390625, -1.3, 0.0011, 1.9999, -0.017]
-        for value in map(dtype, values):
+        modes = {6, rounding.short_draw(6, made, width)}  # the long way, and the one that such casts take
+        for value, mode in itertools.product(map(dtype, values), sorted(modes)):
             away = 0
             for r in range(2**n):
                 word = np.uint32(r << (32 - n))
                 work = np.float32(value) if width == 32 else np.float64(value)
                 if name.startswith("fixed"):
-                    got = rounding.round_fixed(work, 6, rounding.fixed_parameters(made, width), word)
+                    got = rounding.round_fixed(work, mode, rounding.fixed_parameters(made, width), word)
                 elif way == compiled.ALIGNED:
                     got = rounding.round_aligned(work, 6, rounding.float_parameters(made, width), word)
                 else:
                     p = rounding.float_parameters(made, width)
-                    got = rounding.round_float(work, 6, True, p, word)
+                    got = rounding.round_float(work, mode, True, p, word)
                 want = round_exact(float(value), made, int(word))
                 assert got == want
                 away += abs(want) > abs(round_exact(float(value), Cast(name, "toward_zero")))

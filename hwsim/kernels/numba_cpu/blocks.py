@@ -6,7 +6,7 @@ are done in float64 by the same code.
 """
 
 # Compiled code: `x != x` is the NaN test and `in` does not fold at compile time.
-# ruff: noqa: PLR0124
+# ruff: noqa: PLR0124, PLR1714
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
             return _two_level_loop(mode, fmt.block), exact
         quick = (parameters_of(element, 32), rounding.float_parameters(scale_cast, 32))
         return _quick_two_level_loop(mode, fmt.block), (*exact, *quick)
-    quick = rounding.short_draw(mode, element, width)
-    loop = (_row_loop if contiguous else _column_loop)(mode, quick, fmt.block, width)
+    short = rounding.short_draw(mode, element, width)
+    loop = (_row_loop if contiguous else _column_loop)(mode, short, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
 

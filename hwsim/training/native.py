@@ -1,8 +1,9 @@
 """The backward pass of a linear layer in float32 and native order on the CPU: only what was kept is multiplied.
 
 Ranked over the batch, the kept columns and the rows of the weight that they meet are gathered for the machine's BLAS.
-Ranked by example, each row adds up its own few rows; where much is kept, the whole masked gradient is multiplied: a
-BLAS is several times faster per product. Orders that hwsim defines, and casts, are `linear`'s matter.
+Ranked by example, each row adds up its own few rows. Where much is kept, the whole masked gradient is multiplied: a
+BLAS is several times faster per product, and gathering takes time. Orders that hwsim defines, and casts, are `linear`'s
+matter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from hwsim.training.selection import KeptRows, amount_kept
 from hwsim.training.step import Site
 
 BREAK_EVEN = 0.25  # share of the elements kept by example from which on the whole product is faster
+MOST, MOST_FAR = 0.7, 0.5  # the same for columns kept over the batch: of a weight in the cache, and of a larger one
+NEAR = 1 << 23  # elements of a weight that a last-level cache holds
 
 NO_ROWS = np.empty((0, 0), np.float32)
 
@@ -44,9 +47,12 @@ def unwatched_gradients(
     backends.choose()  # numba's work, noted as such
     g, x, weight = gradient.detach().numpy(), x.detach().contiguous(), weight.detach().contiguous()
     if sparse.rank_over == "batch":
-        rows_met = weight.numpy() if wants[0] else NO_ROWS
+        whole = _is_most(kept, weight)
+        rows_met = weight.numpy() if wants[0] and not whole else NO_ROWS
         columns, compact, weights, has_nan = select.gathered_over_batch(g, rows_met, kept)
         refuse_nan(has_nan)
+        if whole:
+            return _dense(torch.from_numpy(rows.spread(compact, columns, g.shape[1])), x, weight, site, wants)
         return _of_columns(columns, compact, weights, x, weight, site, wants)
     if kept > BREAK_EVEN * g.shape[1]:
         masked, used = select.masked_by_example(g, kept)
@@ -67,6 +73,8 @@ def native_gradients(
     gradient, x, weight = gradient.detach(), x.detach().contiguous(), weight.detach().contiguous()
     backends.choose()  # numba's work, noted as such
     if kept.rank_over == "batch":
+        if _is_most(kept.kept, weight):
+            return _dense(kept.mask(gradient), x, weight, site, wants)
         compact, weights = rows.gather(gradient.numpy(), weight.numpy() if wants[0] else NO_ROWS, kept.indices)
         return _of_columns(kept.indices, compact, weights, x, weight, site, wants)
     g, indices, offsets = gradient.numpy(), kept.indices, kept.offsets
@@ -102,6 +110,12 @@ def _dense(
     elif wants[1]:
         weight_gradient = run(torch.mm, gradient.t(), x)
     return x_gradient, weight_gradient
+
+
+def _is_most(kept: int, weight: Tensor) -> bool:
+    """Return whether so many columns are kept over the batch that the whole masked product is faster."""
+    share = MOST if weight.numel() <= NEAR else MOST_FAR
+    return kept >= share * weight.shape[0]
 
 
 def _of_columns(

@@ -17,6 +17,7 @@ SPARSE = {
     "few by example": SparseBackprop(k=3, rank_over="example", output_layer=True),
     "many by example": SparseBackprop(k=20, rank_over="example", output_layer=True),
     "over the batch": SparseBackprop(k=3, rank_over="batch", output_layer=True),
+    "most over the batch": SparseBackprop(k=30, rank_over="batch", output_layer=True),
 }
 
 
@@ -44,7 +45,7 @@ def test_the_fast_pass_is_the_general_one(name, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert torch.equal(a == 0, b == 0), "what was dropped is exactly 0"
     if SPARSE[name]:
-        assert (fast[3] == 0).all(1).any() or name == "many by example", "rows that nobody kept"
+        assert (fast[3] == 0).all(1).any() or name.startswith(("many", "most")), "rows that nobody kept"
 
 
 @pytest.mark.parametrize("name", SPARSE)

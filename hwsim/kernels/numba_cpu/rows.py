@@ -128,6 +128,16 @@ def gather(g, w, columns):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def spread(compact, columns, extent):  # type: ignore[no-untyped-def]
+    """Return a matrix of `extent` columns: the compact ones at their places, 0 elsewhere."""
+    out = np.zeros((compact.shape[0], extent), np.float32)
+    for r in range(compact.shape[0]):
+        for c in range(len(columns)):
+            out[r, columns[c]] = compact[r, c]
+    return out
+
+
+@compiled
 def scatter(compact, columns, out, dirty):  # type: ignore[no-untyped-def]
     """Write the compact rows to their places in out; what else is dirty becomes 0."""
     for c in range(len(columns)):

@@ -337,6 +337,7 @@ def test_long_integer_sums_are_exact_without_products_of_bytes(monkeypatch, mac)
     rng = np.random.default_rng(15)
     a, b = (rng.integers(-128, 128, shape).astype(np.float32) for shape in ((24, 3000), (3000, 40)))
     a[0], b[:, 0], a[1], b[:, 1] = 127, 127, -128, -128
+    a[0, -1] = 126  # an odd sum above 2**25
     a[2:4, ::2] = -0.0
     expected = a.astype(np.int64) @ b.astype(np.int64)
     bits = parse_mac(mac).accumulator.bits

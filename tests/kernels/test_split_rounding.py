@@ -50,5 +50,6 @@ def test_two_sums_round_like_the_splitting(m):
 def test_two_sums_keep_zero_and_every_subnormal_of_the_format(m):
     x = np.arange(0, 1 << 23, 1 << (23 - m), dtype=np.int32).view(np.float32)
     assert np.array_equal(split_by_sums(x, 23 - m), x)
-    between = x + np.float32(2.0**-149)  # the deliberate break: below the last place, which a plan excludes
-    assert (split_by_sums(between, 23 - m)[1:] != x[1:]).any()
+    step = np.float32(2.0 ** (-126 - m))
+    between = x + np.float32(0.625) * step  # the deliberate break: finer than the format, which a plan excludes
+    assert (split_by_sums(between, 23 - m) != x + step).any()

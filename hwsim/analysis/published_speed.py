@@ -226,7 +226,7 @@ def cpu_section(folder: Path) -> Section:
         text=(
             f"Backward pass of one linear layer in hwsim's float32 training, batch {record.batch}, {record.threads} "
             f"thread of {record.device}, {record.date}, {versions}. Dense time (a tuned BLAS) over top-k time, with "
-            "ranking, gather and scatter inside; best of interleaved runs, on a machine that did other work too."
+            "ranking, gather and scatter inside; best of interleaved runs."
         ),
         figures=(
             Figure(

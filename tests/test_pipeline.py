@@ -45,7 +45,7 @@ def numbers(results: Results) -> dict[str, Any]:
     plain = json.loads(results.model_dump_json())
     del plain["provenance"]
     for trial in plain["trials"]:
-        del trial["training"]["wall_s"], trial["training"]["backends"]
+        del trial["training"]["wall_s"], trial["training"]["cpu_s"], trial["training"]["backends"]
     return plain
 
 

@@ -46,6 +46,7 @@ EVALUATION_BATCH = 500
 CHECKPOINT_SECONDS = 120.0
 PROGRESS_STEPS = 64
 AUDIT_STEPS = 64  # how often the auditor watches a step in which nothing new is called
+FIRST_LOSSES = 64  # steps whose losses are kept one by one, for a short run to be compared with
 SMALL_STEP = 2**28  # products of a network's linear layers in one pass over a batch
 
 Progress = Callable[[float, str], None]
@@ -85,6 +86,7 @@ def train(
     data_dir: Path | str | None = None,
     profile: bool = False,
     observer: Observer | None = None,
+    stop_after: int | None = None,
 ) -> TrainingResult:
     """Train `model`, in place, in the plan's arithmetic and return what was found.
 
@@ -102,6 +104,7 @@ def train(
         data_dir: folder of the data sets, for `data` by name.
         observer: looks at the gradients of every step; what it notes is part of the checkpoints.
         profile: record at some steps what the numbers do in every layer (docs/profiler.md); changes no result.
+        stop_after: end after so many steps of the recipe, each as in the whole run; `resume` goes on from there.
 
     Raises:
         SpecError: the plan, the data or the network do not fit together.
@@ -110,6 +113,8 @@ def train(
     if not isinstance(model, nn.Module):
         hint = f"; hwsim.load_model({model!r}) gives one by name or path" if isinstance(model, str) else ""
         raise SpecError(f"model: got {model!r}, expected a torch network{hint}")
+    if stop_after is not None and stop_after < 1:
+        raise SpecError(f"stop_after: got {stop_after}, expected a whole number >= 1")
     dataset = load(data, data_dir) if isinstance(data, str) else data
     run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile, observer)
     if initialize:
@@ -118,7 +123,7 @@ def train(
         run.start()
         if resume:
             run.restore()
-        return run.finish()
+        return run.finish(stop_after)
 
 
 @dataclass
@@ -129,11 +134,13 @@ class _State:
     position: int = 0  # examples of the epoch's order that are done
     number: int = 0  # training steps begun
     losses: list[float] = field(default_factory=list)  # since the last evaluation
+    first_losses: list[float | None] = field(default_factory=list)
     curves: dict[str, list[float | None]] = field(
         default_factory=lambda: {k: [] for k in ("step", "epoch", "train_loss", "dev_accuracy", "test_accuracy")}
     )
     outcome: str = "finished"
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     initial_sha256: str = ""
     norm_shares: dict[str, list[float]] = field(default_factory=dict)  # by layer, one per recorded step
     tie_shares: dict[str, list[float]] = field(default_factory=dict)  # the same
@@ -189,14 +196,17 @@ class _Run:
         if self.observer is not None:
             self.observer.watch(self.model, self.steps_per_epoch * self.recipe.epochs)
         self.started = self.saved = time.monotonic()
+        self.started_cpu = time.process_time()
 
-    def finish(self) -> TrainingResult:
-        """Train to the end and sum up."""
+    def finish(self, stop_after: int | None = None) -> TrainingResult:
+        """Train to the end, or until so many steps are made, and sum up."""
+        self.last_step = self.steps_per_epoch * self.recipe.epochs if stop_after is None else stop_after
         backends.reset_used()
         state, recipe = self.state, self.recipe
-        while state.epoch < recipe.epochs and state.outcome == "finished":
+        while state.epoch < recipe.epochs and state.outcome == "finished" and state.number < self.last_step:
             self._epoch()
-            state.epoch, state.position, state.losses = state.epoch + 1, 0, []
+            if state.position >= len(self.train_split) or state.outcome == "diverged":
+                state.epoch, state.position, state.losses = state.epoch + 1, 0, []
             self._save()
         if self.observer is not None:
             self.observer.leave()
@@ -223,10 +233,12 @@ class _Run:
         order = torch.from_numpy(np.random.default_rng([self.seed, state.epoch]).permutation(len(self.train_split)))
         rate = recipe.learning_rate_in(state.epoch)
         self.model.train()
-        while state.position < len(order):
+        while state.position < len(order) and state.number < self.last_step:
             chosen = order[state.position : state.position + recipe.batch]
             loss = self._step(self.inputs[chosen], self.targets[chosen], rate)
             state.losses.append(loss)
+            if state.number < FIRST_LOSSES:
+                state.first_losses.append(loss if math.isfinite(loss) else None)
             state.position += len(chosen)
             state.number += 1
             if self.simplifier is not None:
@@ -327,10 +339,10 @@ class _Run:
     def _evaluate(self) -> None:
         """Note where training stands; within an epoch the test set is looked at only for a new best dev accuracy."""
         state, curves = self.state, self.state.curves
-        dev = self._score("dev")
+        dev, dev_loss = self._score("dev")
         ends_epoch = state.number == (state.epoch + 1) * self.steps_per_epoch
         best = all(dev > earlier for earlier in curves["dev_accuracy"] if earlier is not None)
-        test = self._score("test") if best or ends_epoch else None
+        test, test_loss = self._score("test") if best or ends_epoch else (None, None)
         self.model.train()
         mean = sum(state.losses) / len(state.losses)
         state.losses = []
@@ -339,29 +351,36 @@ class _Run:
         curves["train_loss"].append(mean if math.isfinite(mean) else None)
         curves["dev_accuracy"].append(dev)
         curves["test_accuracy"].append(test)
+        if self.data.measure is None:
+            curves.setdefault("dev_loss", []).append(dev_loss)
+            curves.setdefault("test_loss", []).append(test_loss)
         if self.simplifier is not None:
             curves.setdefault("average_dimension", []).append(self.simplifier.average_dimension)
         done = state.number / (self.steps_per_epoch * self.recipe.epochs)
         self.progress(done, f"epoch {state.epoch + 1} of {self.recipe.epochs}: dev {dev:.2%}")
 
-    def _score(self, split: Literal["dev", "test"]) -> float:
-        """Return how the network does on a split: its accuracy, or what the data set measures instead."""
+    def _score(self, split: Literal["dev", "test"]) -> tuple[float, float | None]:
+        """Return how the network does on a split: its accuracy and loss, or what the data set measures instead."""
         limit, measure = self.recipe.evaluate_examples, self.data.measure
         if measure is None:
             return self._accuracy(getattr(self.data, split).head(limit))
         self.model.eval()
         with self.emulation.evaluation():
-            return getattr(measure, split)(self._class_scores, limit)
+            return getattr(measure, split)(self._class_scores, limit), None
 
     def _class_scores(self, inputs: np.ndarray) -> np.ndarray:
         """Return the class scores of some inputs; the caller has entered the evaluation."""
         rows = [inputs[start : start + EVALUATION_BATCH] for start in range(0, len(inputs), EVALUATION_BATCH)]
         return np.concatenate([self.model(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in rows])
 
-    def _accuracy(self, split: Split) -> float:
-        """Return the share of targets (those of -1 left out) whose score is the highest."""
+    def _accuracy(self, split: Split) -> tuple[float, float | None]:
+        """Return the share of targets (those of -1 left out) whose score is the highest, and the mean cross-entropy.
+
+        The loss is a yardstick, in float64 and in nobody's arithmetic; None where it is not finite.
+        """
         self.model.eval()
         right = count = 0
+        loss = 0.0
         with self.emulation.evaluation():
             for start in range(0, len(split), EVALUATION_BATCH):
                 rows = slice(start, start + EVALUATION_BATCH)
@@ -370,7 +389,10 @@ class _Run:
                 counted = targets >= 0
                 right += int(((scores.argmax(-1) == targets) & counted).sum())
                 count += int(counted.sum())
-        return right / max(1, count)
+                where = split.targets[rows] >= 0
+                loss += _cross_entropy(scores.cpu().numpy()[where], split.targets[rows][where])
+        loss /= max(1, count)
+        return right / max(1, count), loss if math.isfinite(loss) else None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -400,7 +422,9 @@ class _Run:
         if self.checkpoint is None:
             return
         self.state.wall_s += time.monotonic() - self.started
+        self.state.cpu_s += time.process_time() - self.started_cpu
         self.started = self.saved = time.monotonic()
+        self.started_cpu = time.process_time()
         recorded = ""
         if self.workloads:
             recorded = f"{self.checkpoint.name}.step{self.state.number}.json"
@@ -460,14 +484,16 @@ class _Run:
             plan=str(self.plan),
             sparse=None if self.sparse is None else str(self.sparse),
             seed=self.seed,
-            outcome="diverged" if state.outcome == "diverged" else "finished",
+            outcome=self._outcome(),
             test_accuracy=None if selected is None else curves["test_accuracy"][selected],
             dev_accuracy=None if selected is None else curves["dev_accuracy"][selected],
             selected_epoch=None if selected is None else int(curves["epoch"][selected] or 0),
             steps=self.optimizer.updates,
             steps_per_epoch=self.steps_per_epoch,
             curves={name: tuple(values) for name, values in curves.items()},
+            first_losses=tuple(state.first_losses),
             wall_s=state.wall_s + time.monotonic() - self.started,
+            cpu_s=state.cpu_s + time.process_time() - self.started_cpu,
             backends=backends.used(),
             hashes={
                 "data": self.data.sha256,
@@ -485,6 +511,11 @@ class _Run:
             else None,
         )
 
+    def _outcome(self) -> Literal["finished", "diverged", "stopped"]:
+        if self.state.outcome == "diverged":
+            return "diverged"
+        return "finished" if self.state.epoch == self.recipe.epochs else "stopped"
+
     def _selected(self) -> int | None:
         """Return the place in the curves of the evaluation that counts."""
         dev = [value for value in self.state.curves["dev_accuracy"] if value is not None]
@@ -499,6 +530,15 @@ def _spread(count: int, epochs: int, steps_per_epoch: int, full_steps: int) -> t
     numbers = sorted({round(index * last / max(1, count - 1)) for index in range(count)})
     partial = full_steps < steps_per_epoch
     return tuple(n - 1 if partial and n % steps_per_epoch == full_steps and n > 0 else n for n in numbers)
+
+
+def _cross_entropy(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Return the sum of the cross-entropies of scores (targets, classes), in nats."""
+    wide = scores.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a network that diverged
+        shifted = wide - wide.max(-1, keepdims=True)
+        chosen = np.take_along_axis(shifted, targets[:, None], -1)[:, 0]
+        return float((np.log(np.exp(shifted).sum(-1)) - chosen).sum())
 
 
 def _is_small(model: nn.Module, recipe: Recipe) -> bool:

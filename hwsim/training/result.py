@@ -40,8 +40,8 @@ class TrainingSummary(Spec):
     plan: str
     sparse: str | None
     seed: int
-    outcome: Literal["finished", "diverged"]
-    """diverged: the training loss stopped being finite and training ended there."""
+    outcome: Literal["finished", "diverged", "stopped"]
+    """diverged: the training loss stopped being finite and training ended there. stopped: it was told to end early."""
     test_accuracy: float | None
     """Test accuracy (a share) of the selected evaluation; what the data set measures instead, if it does."""
     dev_accuracy: float | None
@@ -51,8 +51,13 @@ class TrainingSummary(Spec):
     steps_per_epoch: int
     curves: dict[str, tuple[float | None, ...]]
     """One entry per evaluation: step, epoch, train_loss, dev_accuracy, test_accuracy; None where not finite, and for
-    test_accuracy within an epoch where dev_accuracy was not the best so far."""
+    test_accuracy within an epoch where dev_accuracy was not the best so far; dev_loss and test_loss where accuracy is
+    the measure: mean cross-entropy in nats, of float64 sums."""
+    first_losses: tuple[float | None, ...] = ()
+    """Training loss of each of the first 64 steps, None where not finite: what a short run can be compared with."""
     wall_s: float
+    cpu_s: float | None = None
+    """Processor time of all threads; None in records from before it was taken."""
     backends: tuple[str, ...]
     hashes: dict[str, str]
     """sha256 of the data, the initial weights and the final weights."""

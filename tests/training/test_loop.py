@@ -214,3 +214,29 @@ def test_targets_of_minus_one_do_not_count():
     some[::2] = -1
     data = Dataset("half", Split(digits.train.inputs, some), digits.dev, digits.test, digits.classes, "half")
     assert train(perceptron(), data=data, recipe=Recipe(batch=32, epochs=6)).test_accuracy > 0.5
+
+
+def test_a_run_told_to_stop_is_the_whole_run_so_far_and_can_be_gone_on_with(tmp_path):
+    whole = train(perceptron(), FP8, recipe=SHORT)
+    stopped = train(perceptron(), FP8, recipe=SHORT, out=tmp_path / "run", stop_after=9)
+    per_epoch = whole.summary.steps_per_epoch
+    assert per_epoch < 9 < 2 * per_epoch
+    assert stopped.summary.outcome == "stopped" and stopped.steps == 9
+    assert stopped.curves["step"] == whole.curves["step"][:1]
+    assert stopped.summary.first_losses == whole.summary.first_losses[:9]
+    resumed = train(perceptron(), FP8, recipe=SHORT, out=tmp_path / "run", resume=True)
+    assert same(whole, resumed) and resumed.summary.first_losses == whole.summary.first_losses
+    assert resumed.summary.outcome == "finished" and resumed.summary.cpu_s > 0
+    with pytest.raises(SpecError, match="stop_after"):
+        train(perceptron(), recipe=SHORT, stop_after=0)
+
+
+def test_losses_of_evaluations_are_the_cross_entropy_that_torch_gives():
+    model, data = perceptron(), load("digits")
+    found = train(model, recipe=SHORT.model_copy(update={"evaluate_examples": None})).curves
+    for name, split in (("dev_loss", data.dev), ("test_loss", data.test)):
+        with torch.no_grad():
+            expected = nn.functional.cross_entropy(
+                model(torch.from_numpy(split.inputs)), torch.from_numpy(split.targets)
+            )
+        assert found[name][-1] == pytest.approx(float(expected), rel=1e-5)

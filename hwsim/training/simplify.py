@@ -1,9 +1,12 @@
 """meSimp: counting which hidden units top-k keeps, and removing those that it hardly ever does.
 
 Wei et al., arXiv 1711.06528, after the algorithm in the authors' code. While training goes on, a removed unit is
-masked: its weights and bias are held at 0 and its gradient counts as 0, so that tensors keep their shapes.
+masked: its weights and biases are held at 0 and its gradient counts as 0, so that tensors keep their shapes.
 `hwsim.training.shrink` makes the smaller network. One point differs from the authors' code on purpose: a gradient of
 0 is never kept and never a hit, where their heap credits the units of lowest index.
+
+An LSTM's unit (`hwsim.training.units`) is hit by a word where top-k keeps the gradient of any of its four gates; a
+word without any gradient, such as padding, is no example there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from hwsim.training.optimizer import Optimizer
 from hwsim.training.shrink import hidden_links
 from hwsim.training.simplification import Simplification
 from hwsim.training.sparse import SparseBackprop
+from hwsim.training.units import Layer, clear, gates, gradient_sites, has_units, width
 
 if TYPE_CHECKING:
     from hwsim.training.selection import KeptRows
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 class Simplifier:
     """The activity counters and masks of one training run.
 
-    Raises SpecError if the network has no hidden linear layer, under top-k, whose units could be removed.
+    Raises SpecError if the network has no hidden linear layer or LSTM, under top-k, whose units could be removed.
     """
 
     def __init__(
@@ -35,44 +39,56 @@ class Simplifier:
         if sparse is None:
             raise SpecError("simplify: got no sparse backprop, expected it: units are removed by what top-k keeps")
         self.settings = settings
-        self.layers: dict[str, nn.Linear] = {}
+        self.layers: dict[str, Layer] = {}
+        self.sites: dict[str, str] = {}  # the layer whose units' gradient comes by under a layer path
+        self.counted: dict[str, str] = {}  # and where it is counted: once for each row
         for link in hidden_links(model, example):
             layer = model.get_submodule(link.layer)
-            if sparse.covers(link.layer) and isinstance(layer, nn.Linear):
+            assert has_units(layer)
+            sites = gradient_sites(link.layer, layer)
+            if all(sparse.covers(site) for site in sites):
                 self.layers[link.layer] = layer
+                self.sites.update(dict.fromkeys(sites, link.layer))
+                self.counted[sites[0]] = link.layer
         if not self.layers:
             raise SpecError(
-                "simplify: the network has no hidden linear layer, under top-k, that feeds exactly one other linear "
+                "simplify: the network has no hidden linear layer or LSTM, under top-k, that feeds exactly one other "
                 "layer through functions that keep 0"
             )
-        widths = {path: layer.out_features for path, layer in self.layers.items()}
-        self.hits = {path: torch.zeros(width, dtype=torch.int64) for path, width in widths.items()}
+        widths = {path: width(layer) for path, layer in self.layers.items()}
+        self.hits = {path: torch.zeros(units, dtype=torch.int64) for path, units in widths.items()}
         self.examples = dict.fromkeys(widths, 0)  # rows counted since the last pruning
-        self.living = {path: torch.ones(width, dtype=torch.bool) for path, width in widths.items()}
+        self.living = {path: torch.ones(units, dtype=torch.bool) for path, units in widths.items()}
 
     # -- in the backward pass ----------------------------------------------------------------------------------------
 
-    def silence(self, path: str, gradient: Tensor) -> Tensor:
-        """Return the gradient (rows x units) with 0 for removed units."""
-        living = self.living.get(path)
-        if living is None or bool(living.all()):
+    def silence(self, site: str, gradient: Tensor) -> Tensor:
+        """Return the gradient (rows x outputs) that comes by at a layer path, with 0 for removed units."""
+        path = self.sites.get(site)
+        if path is None or bool(self.living[path].all()):
             return gradient
-        return gradient.masked_fill(~living.to(gradient.device), 0.0)
+        dead = ~self.living[path].repeat(gates(self.layers[path]))
+        return gradient.masked_fill(dead.to(gradient.device), 0.0)
 
-    def count(self, path: str, gradient: Tensor, kept: KeptRows | None) -> None:
-        """Count what top-k kept of a gradient (rows x units) at a layer's output; None: all of it.
+    def count(self, site: str, gradient: Tensor, kept: KeptRows | None) -> None:
+        """Count what top-k kept of a gradient (rows x outputs) at a layer's output; None: all of it.
 
         Ranked over the batch, a kept unit is hit once for each row whose gradient there is not 0.
         """
-        if path not in self.hits:
+        path = self.counted.get(site)
+        if path is None:
             return
-        width = gradient.shape[1]
+        layer = self.layers[path]
+        if gates(layer) > 1:
+            self.hits[path] += unit_hits(gradient, kept, width(layer)).cpu()
+            self.examples[path] += int((gradient != 0).any(1).sum())
+            return
         if kept is None:
             found = torch.count_nonzero(gradient, dim=0)
         elif kept.offsets is not None:  # by example; the kernel keeps no zeros
-            found = torch.bincount(kept.columns_of, minlength=width)
+            found = torch.bincount(kept.columns_of, minlength=width(layer))
         else:
-            found = torch.zeros(width, dtype=torch.int64, device=gradient.device)
+            found = torch.zeros(width(layer), dtype=torch.int64, device=gradient.device)
             found[kept.columns] = torch.count_nonzero(gradient[:, kept.columns], dim=0)
         self.hits[path] += found.cpu()
         self.examples[path] += len(gradient)
@@ -104,13 +120,9 @@ class Simplifier:
 
     def hold(self) -> None:
         """Set the weights and biases of removed units to 0: an optimizer's moments would move them."""
-        with torch.no_grad():
-            for path, layer in self.layers.items():
-                removed = torch.nonzero(~self.living[path]).flatten().to(layer.weight.device)
-                if len(removed):
-                    layer.weight[removed] = 0.0
-                    if layer.bias is not None:
-                        layer.bias[removed] = 0.0
+        for path, layer in self.layers.items():
+            if not bool(self.living[path].all()):
+                clear(layer, ~self.living[path])
 
     # -- what is left ------------------------------------------------------------------------------------------------
 
@@ -141,6 +153,12 @@ class Simplifier:
             self.hits[path] = tensors[f"simplify.hits.{path}"]
             self.living[path] = tensors[f"simplify.living.{path}"]
             self.examples[path] = int(tensors[f"simplify.examples.{path}"])
+
+
+def unit_hits(gradient: Tensor, kept: KeptRows | None, units: int) -> Tensor:
+    """Return in how many rows each unit of several gates, `units` columns apart, has a kept gradient in any of them."""
+    held = (gradient if kept is None else kept.mask(gradient)) != 0
+    return held.reshape(len(held), -1, units).any(1).sum(0)
 
 
 def reset_moments(optimizer: Optimizer) -> None:

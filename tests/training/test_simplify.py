@@ -15,9 +15,10 @@ from hwsim.training.emulation import emulate
 from hwsim.training.loop import train
 from hwsim.training.optimizer import Optimizer
 from hwsim.training.recipe import Recipe
-from hwsim.training.shrink import Link, hidden_links, living_units, shrink
+from hwsim.training.shrink import Link, hidden_links, shrink
 from hwsim.training.simplification import Simplification
 from hwsim.training.simplify import Simplifier, reset_moments
+from hwsim.training.units import living_units
 
 SPARSE = SparseBackprop(k=6)
 QUICK = Recipe(
@@ -183,7 +184,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 # ---- the smaller network
 
 
-@pytest.mark.parametrize("order", ["sequential", "exact", "kahan"])
+@pytest.mark.parametrize("order", ["sequential", "exact"])
 def test_the_smaller_network_gives_the_same_bits(order):
     model, x = with_dead_units(perceptron()), images()
     plan = PrecisionPlan.uniform("bfloat16", accumulator="bfloat16", order=order)
@@ -195,6 +196,20 @@ def test_the_smaller_network_gives_the_same_bits(order):
     with emulate(smaller, plan), torch.no_grad():
         ours = smaller(x)
     assert torch.equal(ours, wanted)
+
+
+def test_a_product_of_0_is_not_nothing_to_a_kahan_sum():
+    """Why `shrink` promises no bits there: the compensation is applied again, which about 1 % of these sums show."""
+    plan = PrecisionPlan.uniform("bfloat16", accumulator="bfloat16", order="kahan")
+    torch.manual_seed(0)
+    left, x = [1, 2, 3, 5, 6, 7, 8, 9, 10], torch.randn(100, 12)
+    x[:, [0, 4, 11]] = 0.0
+    whole, part = nn.Linear(12, 7), nn.Linear(9, 7)
+    part.weight, part.bias = nn.Parameter(whole.weight.detach()[:, left].clone()), whole.bias
+    with emulate(whole, plan), torch.no_grad():
+        wanted = whole(x)
+    with emulate(part, plan), torch.no_grad():
+        assert not torch.equal(part(x[:, left]), wanted)
 
 
 @pytest.mark.parametrize("wrong", ["row", "column"])

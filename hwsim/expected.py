@@ -256,7 +256,7 @@ def comparison_section(expected: Expected, results: Results) -> Section:
         title="Ours beside the published numbers",
         text=f"{expected.claim}\n\n{tally(judgements).capitalize()}.",
         verdict=overall(judgements),
-        figures=_figures(judgements, expected.source),
+        figures=_figures(judgements, expected.source, results.summary().measure),
         tables=[table],
     )
 
@@ -384,11 +384,11 @@ def _stands_if(claim: Claim) -> str:
     return ", ".join(ends) or "–"
 
 
-def _figures(judgements: Sequence[Judgement], source: str) -> list[Figure]:
+def _figures(judgements: Sequence[Judgement], source: str, measure: str) -> list[Figure]:
     """Published and our numbers side by side, one figure for each kind of quantity that has both."""
     kinds = (
-        ("Accuracy", "accuracy", "%", ("test_accuracy", "dev_accuracy")),
-        ("Difference to the baseline", "difference of accuracy", "points", ("accuracy_difference",)),
+        ("Accuracy", measure, "%", ("test_accuracy", "dev_accuracy")),
+        ("Difference to the baseline", f"difference of {measure}", "points", ("accuracy_difference",)),
         ("Gains", "dense over top-k", "×", tuple(_GAINS)),
     )
     drawn = []

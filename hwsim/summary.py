@@ -162,6 +162,8 @@ class Summary:
     """How the target came about, in words."""
     accuracy: tuple[AccuracyRow, ...]
     costs: tuple[CostRow, ...]
+    measure: str = "accuracy"
+    """What the dev and test accuracies measure: "UAS" for a parser."""
 
     def accuracy_of(self, configuration: str) -> AccuracyRow | None:
         """The accuracy row of a configuration."""
@@ -193,7 +195,8 @@ def summarize(
         ]
         base = next((row for row in rows if row is not None and row.configuration.name == baseline), None)
         costs += [_against(row, base) for row in rows if row is not None]
-    return Summary(baseline, target, rule, tuple(accuracy), tuple(costs))
+    measure = trials[0].training.measure if trials else "accuracy"
+    return Summary(baseline, target, rule, tuple(accuracy), tuple(costs), measure)
 
 
 def steps_to(trial: TrialRecord, target: float) -> float | None:
@@ -227,8 +230,9 @@ def _target(trials: Sequence[TrialRecord], baseline: str | None, stated: float |
     )
     if found is None:
         return None, "no target: the baseline has no dev accuracy"
+    points = f"{DEFAULT_TARGET_MARGIN * 100:g} percentage point"
     return max(found.mean - DEFAULT_TARGET_MARGIN, 0.0), (
-        f"{DEFAULT_TARGET_MARGIN * 100:g} percentage point under the mean dev accuracy of {baseline}"
+        f"{points} under the mean dev {trials[0].training.measure} of {baseline}"
     )
 
 

@@ -65,11 +65,11 @@ def pareto_section(results: Results) -> Section:
         cheap = within_noise_of_best(choices)[0]
         words.append(
             f"On {machine.name}, {len(best)} of {len(choices)} configurations are on the front. The cheapest whose "
-            f"accuracy is within noise and one point of the best is {cheap.name}: {cheap.accuracy.mean:.2%} at "
-            f"{cheap.energy_uj:.3g} uJ a step."
+            f"{summary.measure} is within noise and one point of the best is {cheap.name}: "
+            f"{cheap.accuracy.mean:.2%} at {cheap.energy_uj:.3g} uJ a step."
         )
-        figures.append(_figure(machine.name, choices, best))
-        tables.append(_table(machine.name, choices, best))
+        figures.append(_figure(machine.name, choices, best, summary.measure))
+        tables.append(_table(machine.name, choices, best, summary.measure))
     return Section(
         title="Accuracy against energy",
         text="\n\n".join(words) if words else "Nothing was simulated, so there is no energy to weigh accuracy against.",
@@ -78,7 +78,7 @@ def pareto_section(results: Results) -> Section:
     )
 
 
-def _figure(machine: str, choices: Sequence[Choice], best: Sequence[Choice]) -> Figure:
+def _figure(machine: str, choices: Sequence[Choice], best: Sequence[Choice], measure: str) -> Figure:
     def series(name: str, chosen: Sequence[Choice], style: str) -> Series:
         intervals = [choice.accuracy.interval or (None, None) for choice in chosen]
         return Series(
@@ -94,13 +94,13 @@ def _figure(machine: str, choices: Sequence[Choice], best: Sequence[Choice]) -> 
     return Figure(
         title=f"Accuracy against the energy of a step, {machine}",
         x=Axis(label="energy of a step", unit="uJ", scale="log"),
-        y=Axis(label="test accuracy", unit="%", percent=True),
+        y=Axis(label=f"test {measure}", unit="%", percent=True),
         series=[series("configurations", choices, "points"), series("front", best, "line")],
         caption="Whiskers: 95 % interval of the mean over seeds. Energy at nominal prices, the whole step.",
     )
 
 
-def _table(machine: str, choices: Sequence[Choice], best: Sequence[Choice]) -> Table:
+def _table(machine: str, choices: Sequence[Choice], best: Sequence[Choice], measure: str) -> Table:
     names = {choice.name for choice in best}
     rows = [
         (c.name, c.energy_uj, c.accuracy.mean, c.accuracy.deviation, "yes" if c.name in names else "")
@@ -111,7 +111,7 @@ def _table(machine: str, choices: Sequence[Choice], best: Sequence[Choice]) -> T
         columns=(
             Column(name="configuration"),
             Column(name="energy of a step", unit="uJ", kind="number"),
-            Column(name="test accuracy", unit="%", kind="percent", digits=2),
+            Column(name=f"test {measure}", unit="%", kind="percent", digits=2),
             Column(name="± deviation", unit="%", kind="percent", digits=2),
             Column(name="on the front"),
         ),

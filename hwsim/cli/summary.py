@@ -27,12 +27,13 @@ def print_summary(results: Results) -> None:
         return
     summary = results.summary()
     target = summary.target_accuracy
-    goal = "" if target is None else f" (target: dev accuracy {target:.2%}, {summary.target_rule})"
+    goal = "" if target is None else f" (target: dev {summary.measure} {target:.2%}, {summary.target_rule})"
+    measured = f"test {summary.measure}"
     print_table(
         f"Accuracy{goal}",
-        ("configuration", "precision", "sparse", "test accuracy", "vs baseline", "steps to target"),
+        ("configuration", "precision", "sparse", measured, "vs baseline", "steps to target"),
         [_accuracy_cells(row, results) for row in summary.accuracy],
-        right=("test accuracy", "vs baseline", "steps to target"),
+        right=(measured, "vs baseline", "steps to target"),
     )
     for machine in results.machines:
         rows = [row for row in summary.costs if row.accelerator == machine.name]

@@ -94,9 +94,9 @@ def tradeoff(results: Results, machine: Machine, against: str) -> Figure | None:
         )
     meaning = "low to high prices" if against == "energy" else "the range over recorded steps"
     return Figure(
-        title=f"Accuracy against {against}: {machine.name}",
+        title=f"{words.capital(summary.measure)} against {against}: {machine.name}",
         x=axis,
-        y=Axis(label="test accuracy", unit="%", percent=True),
+        y=Axis(label=f"test {summary.measure}", unit="%", percent=True),
         series=series,
         caption=(
             f"Up and to the left is better. Whiskers: the range over seeds upward, {meaning} sideways. "
@@ -499,4 +499,4 @@ def targets(summary: Summary) -> str:
     """Say what "to the target" means."""
     if summary.target_accuracy is None:
         return f"There is no target accuracy: {summary.target_rule.removeprefix('no target: ')}."
-    return f"Target: {words.percent(summary.target_accuracy)} dev accuracy ({summary.target_rule})."
+    return f"Target: {words.percent(summary.target_accuracy)} dev {summary.measure} ({summary.target_rule})."

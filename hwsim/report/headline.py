@@ -79,7 +79,7 @@ def _accuracy(accuracy: AccuracyRow, summary: Summary) -> str:
     baseline = summary.accuracy_of(summary.baseline or "")
     theirs = words.accuracy(baseline.test_accuracy if baseline else None)
     ours = words.accuracy(accuracy.test_accuracy)
-    compared = _compared(accuracy, summary.baseline or "")
+    compared = _compared(accuracy, summary)
     return f"{accuracy.configuration.name} {compared} ({ours} against {theirs}; {_sure(accuracy)})."
 
 
@@ -98,12 +98,13 @@ def _on_machine(row: CostRow, summary: Summary) -> str:
     return " ".join(sentences)
 
 
-def _compared(row: AccuracyRow, baseline: str) -> str:
+def _compared(row: AccuracyRow, summary: Summary) -> str:
     assert row.difference is not None
+    baseline, what = summary.baseline or "", f"test {summary.measure}"
     if row.within_noise:
-        return f"matches {baseline} in test accuracy within the noise of the seeds"
+        return f"matches {baseline} in {what} within the noise of the seeds"
     off = words.points(abs(row.difference.mean)).lstrip("+")
-    return f"is {off} {'above' if row.difference.mean > 0 else 'below'} {baseline} in test accuracy"
+    return f"is {off} {'above' if row.difference.mean > 0 else 'below'} {baseline} in {what}"
 
 
 def _sure(row: AccuracyRow) -> str:
@@ -135,4 +136,4 @@ def _listed(parts: Sequence[str]) -> str:
 def _best_accuracy(summary: Summary) -> str:
     rows = [row for row in summary.accuracy if row.test_accuracy is not None]
     best = max(rows, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0.0)
-    return f"Best test accuracy: {best.configuration.name} with {words.accuracy(best.test_accuracy)}."
+    return f"Best test {summary.measure}: {best.configuration.name} with {words.accuracy(best.test_accuracy)}."

@@ -132,7 +132,7 @@ class _Page:
             if anchor == "passes" and drawn:
                 self._add("layers", "Layers", "Layer by layer", self._layers())
         curves = [
-            figures.training_curves(results, "dev_accuracy", "dev accuracy", percent=True),
+            figures.training_curves(results, "dev_accuracy", f"dev {results.summary().measure}", percent=True),
             figures.training_curves(results, "train_loss", "training loss", percent=False),
         ]
         self._add_figures("training", "Training", "How training went", curves)

@@ -74,13 +74,14 @@ def baseline_rows(results: Results) -> list[int]:
 
 def accuracy(results: Results) -> Table:
     """One row a configuration: arithmetic, sparsity, accuracy over seeds, steps to the target."""
-    rows = [_accuracy_cells(row) for row in results.summary().accuracy]
+    summary = results.summary()
+    rows = [_accuracy_cells(row) for row in summary.accuracy]
     columns = [
         Column(name="configuration"),
         Column(name="precision"),
         Column(name="sparse backprop"),
         Column(name="seeds", kind="number", digits=0),
-        Column(name="test accuracy, mean", unit="%", kind="percent"),
+        Column(name=f"test {summary.measure}, mean", unit="%", kind="percent"),
         Column(name="± deviation", unit="points", kind="percent"),
         Column(name="against the baseline", unit="points"),
         Column(name="updates to the target", kind="number", digits=0),
@@ -91,8 +92,9 @@ def accuracy(results: Results) -> Table:
 
 def accuracy_note(results: Results) -> str:
     """What the accuracy table's words mean."""
+    summary = results.summary()
     return (
-        f"Test accuracy is that of the selected epoch. {targets(results.summary())} “Against the baseline” is paired "
+        f"Test {summary.measure} is that of the selected epoch. {targets(summary)} “Against the baseline” is paired "
         "by seed: mean and 95 % interval (Student's t); it is within noise if the interval holds zero. The baseline is "
         "shaded."
     )

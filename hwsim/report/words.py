@@ -119,6 +119,11 @@ def points(share: float | None) -> str:
     return f"{sign}{text} points"
 
 
+def capital(text: str) -> str:
+    """Write a word as a title begins: "Accuracy"; "UAS" stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(amount: int, noun: str) -> str:
     """Write an amount of something: "1 seed", "5 seeds"."""
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"

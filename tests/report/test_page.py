@@ -158,6 +158,17 @@ def test_the_headline_names_the_cheapest_configuration_that_keeps_the_accuracy(s
     assert words.ratio(best.gain_step.energy) in text
 
 
+def test_the_page_of_a_parser_says_what_was_measured(sample):
+    def measured(trial):
+        return trial.model_copy(update={"training": trial.training.model_copy(update={"measure": "UAS"})})
+
+    parser = Results(**{**dict(sample), "trials": tuple(map(measured, sample.trials))})
+    page, usual = draw_page(parser), draw_page(sample)
+    assert "test UAS" in page and "dev UAS" in page and "UAS against energy" in page
+    for wrong in ("test accuracy", "dev accuracy", "Test accuracy"):
+        assert wrong in usual and wrong not in page
+
+
 def test_a_configuration_that_loses_accuracy_is_no_finding(sample):
     row = sample.summary().accuracy_of("topk k=10")
     assert row.difference.interval[1] < 0

@@ -41,7 +41,7 @@ from hwsim.training.emulation import emulate
 from hwsim.training.loop import train
 from hwsim.training.recipe import Recipe
 
-SWEPT_EXAMPLES = 2_000
+SWEPT_EXAMPLES = 5_000
 LARGEST_OFFSET = 19
 LARGEST_WIDTH = 24  # of a tensor that travels in float32
 TOLERANCE = 0.005

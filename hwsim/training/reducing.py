@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hwsim.errors import UnsupportedError
-from hwsim.training import normalization, softmax
+from hwsim.training import losses, normalization
 from hwsim.training.elementwise import computed
 from hwsim.training.step import Site
 from hwsim.training.sums import add_up
@@ -21,8 +21,8 @@ def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any
     Raises UnsupportedError for a loss that is not emulated where the plan names `loss`, unless the plan allows float32.
     """
     precision = site.precision
-    if precision.emulates_loss and name in softmax.EMULATED:
-        ours = partial(softmax.EMULATED[name], site)
+    if precision.emulates_loss and name in losses.EMULATED:
+        ours = partial(losses.EMULATED[name], site)
         return ours(*args, **kwargs) if precision.names_loss else computed(site, ours, args, kwargs)
     if precision.emulates_statistics and name in normalization.EMULATED:
         return computed(site, partial(normalization.EMULATED[name], site), args, kwargs)

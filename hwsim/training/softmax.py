@@ -27,7 +27,8 @@ from hwsim.training.step import Site
 from hwsim.training.sums import rounded, sum_last
 
 
-def _value(x: Tensor, site: Site, part: str) -> Tensor:
+def value(x: Tensor, site: Site, part: str) -> Tensor:
+    """Return float64 values rounded once, as the plan stores this part of a loss."""
     return rounded(x, site.precision.cast(part, "loss"), site, "loss", part)
 
 
@@ -35,7 +36,7 @@ def _normalized(z: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Return z - max z and e, both in float64, and s (..., 1) in float64."""
     shifted = z.double()
     shifted = shifted - shifted.amax(-1, keepdim=True)
-    e = _value(shifted.exp(), site, "exponential")
+    e = value(shifted.exp(), site, "exponential")
     return shifted, e.double(), sum_last(e, site, "softmax").double()
 
 
@@ -46,7 +47,7 @@ class Softmax(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, site: Site) -> Tensor:
         """Return the probabilities as stored."""
         _, e, s = _normalized(z, site)
-        p = _value(e / s, site, "probability")
+        p = value(e / s, site, "probability")
         ctx.save_for_backward(p)
         ctx.site = site
         return p
@@ -57,7 +58,7 @@ class Softmax(torch.autograd.Function):
         refuse_double_backward()
         (p,), g, site = ctx.saved_tensors, gradients[0], ctx.site
         inner = sum_last(p * g, site, "softmax_backward").double()
-        return _value(p.double() * (g.double() - inner), site, "gradient"), None
+        return value(p.double() * (g.double() - inner), site, "gradient"), None
 
 
 class LogSoftmax(torch.autograd.Function):
@@ -67,9 +68,9 @@ class LogSoftmax(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, site: Site) -> Tensor:
         """Return the logarithms as stored."""
         shifted, e, s = _normalized(z, site)
-        ctx.save_for_backward(_value(e / s, site, "probability"))
+        ctx.save_for_backward(value(e / s, site, "probability"))
         ctx.site = site
-        return _value(shifted - s.log(), site, "logarithm")
+        return value(shifted - s.log(), site, "logarithm")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -77,7 +78,7 @@ class LogSoftmax(torch.autograd.Function):
         refuse_double_backward()
         (p,), g, site = ctx.saved_tensors, gradients[0], ctx.site
         total = sum_last(g, site, "softmax_backward").double()
-        return _value(g.double() - p.double() * total, site, "gradient"), None
+        return value(g.double() - p.double() * total, site, "gradient"), None
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
@@ -95,7 +96,7 @@ class NegativeLogLikelihood(torch.autograd.Function):
         """Return the gradient at the logarithms."""
         refuse_double_backward()
         (wanted,), site = ctx.saved_tensors, ctx.site
-        return _value(-wanted * _per_row(gradients[0], ctx.weight), site, "gradient"), None, None, None
+        return value(-wanted * _per_row(gradients[0], ctx.weight), site, "gradient"), None, None, None
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -105,9 +106,9 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, wanted: Tensor, weight: Tensor | None, site: Site) -> Tensor:
         """Return the loss; arguments as in NegativeLogLikelihood, scores in place of logarithms."""
         shifted, e, s = _normalized(z, site)
-        ctx.save_for_backward(_value(e / s, site, "probability"), wanted)
+        ctx.save_for_backward(value(e / s, site, "probability"), wanted)
         ctx.site, ctx.weight = site, weight
-        return _loss(_value(shifted - s.log(), site, "logarithm"), wanted, weight, site)
+        return _loss(value(shifted - s.log(), site, "logarithm"), wanted, weight, site)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,7 +116,7 @@ class CrossEntropy(torch.autograd.Function):
         refuse_double_backward()
         (p, wanted), site = ctx.saved_tensors, ctx.site
         at_row = p.double() * wanted.sum(-1, keepdim=True) - wanted
-        return _value(at_row * _per_row(gradients[0], ctx.weight), site, "gradient"), None, None, None
+        return value(at_row * _per_row(gradients[0], ctx.weight), site, "gradient"), None, None, None
 
 
 def _loss(l: Tensor, wanted: Tensor, weight: Tensor | None, site: Site) -> Tensor:  # noqa: E741
@@ -172,7 +173,7 @@ def nll_loss(
     ignore_index: int = -100, reduce: Any = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """Emulate `torch.nn.functional.nll_loss`."""
-    _refuse_old(site, size_average, reduce)
+    refuse_old(site, size_average, reduce)
     rows, shape = _rows(input)
     wanted, total = _wanted(target.reshape(-1), rows, weight, ignore_index, 0.0)
     return _reduced(NegativeLogLikelihood, site, rows, wanted, total, reduction, shape)
@@ -183,7 +184,8 @@ def cross_entropy(
     ignore_index: int = -100, reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Emulate `torch.nn.functional.cross_entropy`: class numbers or probabilities as targets, weights, smoothing."""
-    _refuse_old(site, size_average, reduce)
+    refuse_old(site, size_average, reduce)
+    refuse_target_gradient(site, target)
     rows, shape = _rows(input)
     given = target.reshape(-1) if not target.is_floating_point() else _rows(target)[0]
     wanted, total = _wanted(given, rows, weight, ignore_index, label_smoothing)
@@ -233,9 +235,18 @@ def _reduced(
     return result
 
 
-def _refuse_old(site: Site, size_average: Any, reduce: Any) -> None:
+def refuse_old(site: Site, size_average: Any, reduce: Any) -> None:
+    """Raise UnsupportedError for the two arguments that `reduction` has replaced in torch."""
     if size_average is not None or reduce is not None:
         raise UnsupportedError(f"layer {site.layer!r}: size_average and reduce are not emulated; use reduction")
+
+
+def refuse_target_gradient(site: Site, target: Tensor) -> None:
+    """Raise UnsupportedError for a target of probabilities that wants a gradient."""
+    if target.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError(
+            f"layer {site.layer!r}: the gradient at a target that holds probabilities is not emulated; detach it"
+        )
 
 
 EMULATED: dict[str, Callable[..., Tensor]] = {

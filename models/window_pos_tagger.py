@@ -1,4 +1,7 @@
-"""A small tagger: each word's embeddings and its two neighbors', one hidden layer, a tag for each word."""
+"""Window tagger: each word's embeddings and its two neighbors', one hidden layer of ReLUs, a tag for each word.
+
+The window approach of Collobert et al. 2011 (JMLR 12:2493) in small form, without scores of tag sequences.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, model_validator
 
+from hwsim.document import Document
 from hwsim.errors import SpecError
 from hwsim.records import Configuration, Machine, SimulationRecord, TrialRecord
 from hwsim.section import Section
@@ -25,6 +26,7 @@ from hwsim.spec import Spec, field_problem, load_json, to_plain
 from hwsim.summary import Summary, summarize
 
 _LINE = 160  # characters of one line of results.json
+_HELD_ONCE = ("ops", "assumptions")  # lists of a simulation whose items many simulations have in common
 
 
 class Provenance(Spec):
@@ -50,7 +52,8 @@ class Provenance(Spec):
 class Results(Spec):
     """The content of results.json."""
 
-    SCHEMA: ClassVar[str | None] = "results/1"
+    SCHEMA: ClassVar[str | None] = "results/2"
+    OLDER: ClassVar[tuple[str, ...]] = ("results/1",)  # every simulation with its own ops and assumptions
 
     quick: bool = False
     """Whether this is the shortened form that only shows that everything works: its numbers answer nothing."""
@@ -140,7 +143,7 @@ class Results(Spec):
 
     def write(self, path: Path | str) -> Path:
         """Write results.json whole or not at all; returns the path."""
-        return write_atomically(Path(path), f"{compact_json(to_plain(self))}\n")
+        return write_atomically(Path(path), f"{compact_json(_shared(to_plain(self)))}\n")
 
     @classmethod
     def read(cls, path: Path | str) -> Results:
@@ -150,7 +153,59 @@ class Results(Spec):
             SpecError: with file, line and field of everything that is wrong.
         """
         place = Path(path)
-        return load_json(place / "results.json" if place.is_dir() else place, cls)
+        return load_json(place / "results.json" if place.is_dir() else place, cls, prepare=_whole)
+
+
+def _shared(plain: dict[str, Any]) -> dict[str, Any]:
+    """Hold once, under ``shared``, what simulations have in common; they keep the numbers of their items there.
+
+    Dense rivals and ops that nothing pruned are the same from simulation to simulation: a tenth is left of them.
+    """
+    shared: dict[str, list[Any]] = {}
+    simulations = [dict(simulation) for simulation in plain["simulations"]]
+    for name in _HELD_ONCE:
+        numbers: dict[str, int] = {}
+        items = shared[name] = []
+        for simulation in simulations:
+            for item in simulation[name]:
+                if numbers.setdefault(json.dumps(item), len(items)) == len(items):
+                    items.append(item)
+            simulation[name] = [numbers[json.dumps(item)] for item in simulation[name]]
+    return {**plain, "shared": shared, "simulations": simulations}
+
+
+def _whole(document: Document) -> Document:
+    """Undo `_shared`; a file without ``shared`` is one of results/1.
+
+    Raises:
+        SpecError: a simulation has the number of an item that is not there.
+    """
+    plain = document.data
+    shared = plain.get("shared") if isinstance(plain, dict) else None
+    if not isinstance(shared, dict) or not isinstance(plain.get("simulations"), list):
+        return document
+    rest = {key: value for key, value in plain.items() if key != "shared"}
+    rest["simulations"] = [
+        {**simulation, **{name: _items(document, shared, index, name) for name in _HELD_ONCE if name in simulation}}
+        if isinstance(simulation, dict)
+        else simulation
+        for index, simulation in enumerate(plain["simulations"])
+    ]
+    return Document(rest, document.lines, document.file)
+
+
+def _items(document: Document, shared: dict[str, Any], index: int, name: str) -> Any:
+    items, numbers = shared.get(name), document.data["simulations"][index][name]
+    items = items if isinstance(items, list) else []
+    count = len(items)
+    if not isinstance(numbers, list):
+        return numbers  # the model says what is wrong with it
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < count:
+            line = document.line(("simulations", index, name))
+            came = f"got {number!r}, expected the number of one of the {count} items of shared.{name}"
+            raise SpecError.at(document.file, line, f"simulations[{index}].{name}", came)
+    return [items[number] for number in numbers]
 
 
 def compact_json(value: Any, indent: int = 0) -> str:

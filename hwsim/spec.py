@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -45,6 +45,7 @@ class Spec(BaseModel):
     )
 
     SCHEMA: ClassVar[str | None] = None  # "experiment/1" on the model of a whole file
+    OLDER: ClassVar[tuple[str, ...]] = ()  # schemas of older files that are read as well
     DESCRIBED_BY: ClassVar[type[Spec] | None] = None  # the model that says what plain data in this one's fields means
 
     def __init__(self, **values: Any) -> None:
@@ -89,18 +90,27 @@ def load_yaml(source: Path | str, model: type[Model], *, file: str | None = None
     return _validate(parse_yaml(text, name), model)
 
 
-def load_json(source: Path | str, model: type[Model], *, file: str | None = None) -> Model:
+def load_json(
+    source: Path | str,
+    model: type[Model],
+    *,
+    file: str | None = None,
+    prepare: Callable[[Document], Document] | None = None,
+) -> Model:
     """Read a JSON file, or JSON text (a str with a newline or a brace in it), as `model`.
+
+    `prepare` turns what a file holds in short into the fields of the model; it must not change its argument.
 
     Raises:
         SpecError: every problem found, one line each: ``file:line: field: got X, expected Y``.
     """
     name, text = _text_of(source, file)
     document = parse_json(text, name)
+    whole = prepare or (lambda document: document)
     try:
-        return _validate(document, model)
+        return _validate(whole(document), model)
     except SpecError:
-        return _validate(locate_json(text, document), model)  # the same problems, now with line numbers
+        return _validate(whole(locate_json(text, document)), model)  # the same problems, now with line numbers
 
 
 def dump_yaml(value: Spec) -> str:
@@ -154,7 +164,7 @@ def _validate(document: Document, model: type[Model]) -> Model:
     problems: list[str] = []
     if model.SCHEMA is not None:
         data = dict(data)
-        problem = _schema_problem(data.pop("schema", None), model.SCHEMA)
+        problem = _schema_problem(data.pop("schema", None), model)
         if problem is not None and problem.fatal:
             raise SpecError.at(document.file, document.line(("schema",)), "schema", problem.message)
         if problem is not None:
@@ -179,8 +189,9 @@ class _SchemaProblem:
         self.fatal = fatal  # another kind of file: its fields are not worth checking
 
 
-def _schema_problem(got: Any, expected: str) -> _SchemaProblem | None:
-    if got == expected:
+def _schema_problem(got: Any, model: type[Spec]) -> _SchemaProblem | None:
+    expected = str(model.SCHEMA)
+    if got == expected or got in model.OLDER:
         return None
     if got is None:
         return _SchemaProblem(f"missing, expected 'schema: {expected}'", fatal=False)

@@ -11,6 +11,7 @@ from hwsim.errors import SpecError
 from hwsim.records import Configuration, EnergyRange, Machine, SimulatedOp, SimulationRecord, TrialRecord
 from hwsim.results import Provenance, Results, compact_json, write_atomically
 from hwsim.section import Axis, Column, Figure, Section, Series, Table
+from hwsim.spec import to_plain
 from hwsim.training.result import TrainingSummary
 
 
@@ -97,13 +98,29 @@ def test_what_is_written_is_read_back_equal(tmp_path):
     assert [type(cell) for cell in cells] == [str, bool, int, float, type(None)]
 
 
+def test_what_simulations_have_in_common_stands_once_in_the_file(tmp_path):
+    works = ("trained", "dense", "ideal")
+    results = make_results(simulations=[make_simulation(work=work) for work in works])
+    path = results.write(tmp_path / "results.json")
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    assert len(plain["shared"]["ops"]) == 1 and [s["ops"] for s in plain["simulations"]] == [[0], [0], [0]]
+    assert Results.read(path) == results
+
+
+def test_an_older_file_whose_simulations_have_their_own_ops_is_read(tmp_path):
+    results = make_results()
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**to_plain(results), "schema": "results/1"}), encoding="utf-8")
+    assert Results.read(path) == results
+
+
 def test_the_file_is_strict_json_and_names_its_schema(tmp_path):
     text = make_results().write(tmp_path / "results.json").read_text(encoding="utf-8")
 
     def refuse(name):
         raise AssertionError(f"{name} is not strict JSON")
 
-    assert json.loads(text, parse_constant=refuse)["schema"] == "results/1"
+    assert json.loads(text, parse_constant=refuse)["schema"] == "results/2"
 
 
 JSON = st.recursive(
@@ -143,8 +160,12 @@ def test_a_number_that_is_not_finite_cannot_enter_results():
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ('"results/1"', '"results/2"', "schema: got 'results/2'"),
-        ('"results/1"', '"plan/1"', "schema: got 'plan/1', expected 'results/1'"),
+        ('"results/2"', '"results/3"', "schema: got 'results/3', which is newer"),
+        ('"results/2"', '"plan/1"', "schema: got 'plan/1', expected 'results/2'"),
+        ('"ops": [0]', '"ops": [1]', "simulations[0].ops: got 1, expected the number of one of the 1 items"),
+        ('"ops": [0]', '"ops": ["fc1"]', "simulations[0].ops: got 'fc1'"),
+        ('"ops": [0]', '"ops": 0', "simulations[0].ops: got 0, expected a list"),
+        ('"shared": {', '"shared": 3, "was": {', "shared: unknown key"),
         ('"clock_ghz": 1.0', '"clock_ghz": "1 GHz"', "machines[0].clock_ghz: got '1 GHz'"),
         ('"clock_ghz": 1.0', '"clock_ghz": -1.0', "machines[0].clock_ghz: got -1.0"),
         ('"clock_ghz": 1.0', '"clock_ghz": NaN', "got NaN, expected a finite number"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,27 @@ def gradients_stored(
 
 def dropout(site: Site, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Emulate dropout with a mask of our own bits, so that it is the same on every machine (definitions A16)."""
+    return _dropped(site, input, input.shape, p, training, inplace)
+
+
+def channel_dropout(axes: int) -> Callable[..., Tensor]:
+    """Return the treatment of `dropout1d`, `dropout2d` or `dropout3d`, which drop whole channels of so many axes."""
+
+    def run(site: Site, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        alone = axes != 2 and input.ndim == axes + 1  # torch takes dropout2d's first two axes for batch and channels
+        shown = 1 if alone else 2
+        return _dropped(site, input, (*input.shape[:shown], *(1,) * (input.ndim - shown)), p, training, inplace)
+
+    return run
+
+
+def _dropped(site: Site, input: Tensor, shape: Sequence[int], p: float, training: bool, inplace: bool) -> Tensor:
+    """Drop with a mask of this shape, which broadcasts against the input."""
     if not training or p == 0.0:
         return input
-    count = input.numel()
+    count = prod(shape)
     words = np.random.Philox(key=site.stream("", "dropout")).random_raw((count + 1) // 2).view(np.uint32)[:count]
-    keep = torch.from_numpy(words >= np.uint64(round(p * 2**32))).to(input.device).reshape(input.shape)
+    keep = torch.from_numpy(words >= np.uint64(round(p * 2**32))).to(input.device).reshape(tuple(shape))
     scale = 0.0 if p == 1.0 else float(np.float32(1.0 / (1.0 - p)))
     factor = torch.where(keep, scale, 0.0)
     result = computed(site, Tensor.mul_ if inplace else Tensor.mul, (input, factor), {})

@@ -331,7 +331,10 @@ class _Mode(TorchFunctionMode):
 
     def _uncovered(self, name: str, site: Site, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = site.step
-        if not any(isinstance(a, Tensor) and a.is_floating_point() for a in (*args, *kwargs.values())):
+        operands = (*args, *kwargs.values())
+        updating = name.startswith("_foreach_")  # lists of gradients or parameters: an optimizer's, or a clip's
+        listed = (i for operand in operands if isinstance(operand, list | tuple) and not updating for i in operand)
+        if not any(isinstance(a, Tensor) and a.is_floating_point() for a in (*operands, *listed)):
             return func(*args, **kwargs)
         if step.plan.uncovered == "error":
             raise UnsupportedError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hwsim.training.attention import multi_head_attention_forward, scaled_dot_product_attention
 from hwsim.training.convolution import conv1d, conv2d, refuse
-from hwsim.training.elementwise import dropout
+from hwsim.training.elementwise import channel_dropout, dropout
 from hwsim.training.linear import linear
 from hwsim.training.product import addmm, bilinear, einsum, matmul, outer, reversed_matmul
 from hwsim.training.recurrent import CELLS, layered, single
@@ -33,7 +33,7 @@ FREE = _names(
     size dim ndimension numel nelement element_size stride storage_offset storage data_ptr is_contiguous
     is_floating_point is_complex is_nonzero is_same_size is_pinned is_shared is_inference get_device item tolist numpy
     cpu cuda to type type_as float double int long bool half bfloat16 requires_grad_ detach detach_ retain_grad
-    register_hook register_post_accumulate_grad_hook backward _backward_hooks has_names
+    register_hook register_post_accumulate_grad_hook backward grad _backward_hooks has_names
     view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose permute movedim moveaxis swapaxes
     swapdims t adjoint contiguous expand expand_as broadcast_to broadcast_tensors narrow select unfold chunk split
     split_with_sizes tensor_split unbind diagonal as_strided squeeze_ unsqueeze_ transpose_ t_ alias ravel
@@ -93,6 +93,7 @@ ELEMENTWISE = _names(
 # Sums, or is built on sums: normalizations, softmax, losses, pooling by the mean.
 REDUCING = _names(
     """
+    _weight_norm embedding_bag
     sum mean var std var_mean std_mean norm vector_norm prod cumsum cumprod logsumexp softmax log_softmax softmin
     _softmax _log_softmax gumbel_softmax layer_norm rms_norm group_norm instance_norm batch_norm native_layer_norm
     local_response_norm normalize avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
@@ -112,7 +113,7 @@ LOSSES = frozenset(name for name in REDUCING if is_loss(name))
 # Our own version of a function; called with the site, then the function's own arguments.
 OWN: dict[str, Callable[..., Any]] = {
     "linear": linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "__matmul__"), matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "__matmul__"), matmul),
     "__rmatmul__": reversed_matmul,
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), addmm),
     "einsum": einsum,
@@ -125,9 +126,13 @@ OWN: dict[str, Callable[..., Any]] = {
     "conv1d": conv1d,
     "conv2d": conv2d,
     "dropout": dropout,
+    **{f"dropout{axes}d": channel_dropout(axes) for axes in (1, 2, 3)},
+    **{name: refuse(name, "only convolutions over one or two axes are") for name in ("conv3d", "conv_tbc")},
     **{
-        name: refuse(name, "only convolutions over one or two axes are")
-        for name in ("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv_tbc")
+        f"conv_transpose{axes}d": refuse(
+            f"conv_transpose{axes}d", "an Upsample, or a PixelShuffle, and a convolution in its place are"
+        )
+        for axes in (1, 2, 3)
     },
 }
 

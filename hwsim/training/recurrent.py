@@ -62,6 +62,8 @@ def layered(name: str) -> Callable[..., Any]:
             x, sizes, state, weights, has_bias, layers, drop, training, two_ways = args
             batch_first = False
         first = tuple(state) if name == "lstm" else (state,)
+        if name == "lstm" and first[0].shape[-1] != first[1].shape[-1]:
+            raise UnsupportedError(f"layer {site.layer!r}: lstm with proj_size is not emulated; use a Linear behind it")
         steps = _unpacked(x, sizes) if sizes is not None else None
         rows = steps if steps is not None else (x.transpose(0, 1) if batch_first else x)
         _alias(site, rows, x)

@@ -12,7 +12,7 @@ from hwsim.errors import UnsupportedError
 from hwsim.training import losses, normalization
 from hwsim.training.elementwise import computed
 from hwsim.training.step import Site
-from hwsim.training.sums import add_up
+from hwsim.training.sums import add_up, embedding_bag
 
 
 def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -28,6 +28,8 @@ def reduced(site: Site, name: str, function: Callable[..., Any], args: tuple[Any
         return computed(site, partial(normalization.EMULATED[name], site), args, kwargs)
     if precision.emulates_sums and name in ("sum", "mean") and args[0].dtype == torch.float32 and "dtype" not in kwargs:
         return computed(site, partial(add_up, site, name), args, kwargs)
+    if name == "embedding_bag":  # torch's own would multiply in a GEMM that the plan knows nothing of
+        return computed(site, partial(embedding_bag, site), args, kwargs)
     if precision.names_loss and is_loss(name):
         _refuse_unless_allowed(site, name, "loss")
     return computed(site, function, args, kwargs)

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hwsim import kernels
 from hwsim.arithmetic.mac import Native
 from hwsim.arithmetic.storage import Cast
+from hwsim.errors import UnsupportedError
 from hwsim.training.gemm import is_random
 from hwsim.training.step import Site
 
@@ -54,6 +56,44 @@ def add_up(site: Site, name: str, input: Tensor, dim: Any = None, keepdim: bool 
     rows = input.permute((*kept, *axes)).reshape([*(input.shape[a] for a in kept), -1])
     total: Tensor = AddUp.apply(rows, rows.shape[-1] if name == "mean" else 1, site)
     return total.reshape([1 if a in axes else size for a, size in enumerate(input.shape)]) if keepdim else total
+
+
+def embedding_bag(
+    site: Site, input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+    norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Emulate `torch.nn.functional.embedding_bag` for bags of one length: rows gathered, then added up by `reduce`.
+
+    Raises UnsupportedError for bags of several lengths, per-sample weights, a padding index and renormalized weights,
+    unless the plan lets torch run them in float32.
+    """
+    given = [
+        name
+        for name, there in (
+            ("offsets", offsets is not None),
+            ("max_norm", max_norm is not None),
+            ("per_sample_weights", per_sample_weights is not None),
+            ("padding_idx", padding_idx is not None),
+        )
+        if there
+    ]
+    if given or input.ndim != 2:
+        if site.step.plan.uncovered == "error":
+            what = " and ".join(given) or f"an input of {input.ndim} axes"
+            raise UnsupportedError(
+                f"layer {site.layer!r}: embedding_bag with {what} is not emulated; use bags of one length, or set "
+                "uncovered: float32 in the plan to run it as torch does"
+            )
+        site.step.uncovered.add("embedding_bag")
+        with site.step.auditor.allowed():
+            bags: Tensor = functional.embedding_bag(
+                input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
+                include_last_offset, padding_idx,
+            )  # fmt: skip
+            return bags
+    rows = functional.embedding(input, weight, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
+    return rows.amax(1) if mode == "max" else add_up(site, mode, rows, 1)
 
 
 def rounded(x: Tensor, cast: Cast | None, site: Site, gemm: str, stage: str) -> Tensor:

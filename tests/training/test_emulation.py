@@ -1,5 +1,6 @@
 """Emulating untouched modules: what equals plain torch, what is refused, and the proof that no GEMM escapes."""
 
+import contextlib
 import copy
 import math
 
@@ -276,6 +277,58 @@ def test_transposed_convolutions_are_refused_with_a_reason():
         network(torch.randn(1, 1, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("make", "inputs", "reason"),
+    [
+        (lambda: nn.LSTM(4, 6, proj_size=3), (torch.randn(2, 5, 4),), "layer '': lstm with proj_size is not emulated"),
+        (lambda: nn.EmbeddingBag(9, 4), (torch.arange(6), torch.tensor([0, 2])), "embedding_bag with offsets is not"),
+        (lambda: nn.EmbeddingBag(9, 4, padding_idx=0), (torch.ones(2, 3).long(),), "embedding_bag with padding_idx"),
+    ],
+)
+def test_forms_of_a_layer_that_are_not_emulated_are_named(make, inputs, reason):
+    layer = make()
+    with pytest.raises(UnsupportedError, match=reason), emulate(layer, FP8):
+        layer(*inputs)
+
+
+def test_functions_of_lists_are_covered_or_refused_too():
+    parts = [torch.randn(2, 3), torch.randn(3, 4), torch.randn(4, 2)]
+    with pytest.raises(UnsupportedError, match="'linalg_multi_dot' is not covered"), emulated(FP8):
+        torch.linalg.multi_dot(parts)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_an_embedding_bag_adds_up_its_rows_by_the_plan(mode):
+    torch.manual_seed(0)
+    bag, words = nn.EmbeddingBag(20, 6, mode=mode), torch.randint(20, (5, 7))
+    outputs, grads = [], []
+    for context in (contextlib.nullcontext(), emulate(bag, PrecisionPlan.uniform("float32", accumulator="float32"))):
+        bag.zero_grad()
+        with context:
+            y = bag(words)
+            y.square().sum().backward()
+        outputs.append(y.detach())
+        grads.append(bag.weight.grad.clone())
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(grads[0], grads[1])
+    with torch.no_grad():
+        bag.weight.fill_(1.0)
+    ones = torch.zeros(1, 512, dtype=torch.long)
+    with emulate(bag, PrecisionPlan("sums", (Rule("*", {}, {"reduce": "bfloat16"}),))) as context:
+        y = context(ones)
+    stalled = {"sum": 256.0, "mean": 0.5, "max": 1.0}  # bfloat16 stops counting at 256
+    assert torch.equal(y, torch.full_like(y, stalled[mode]))
+
+
+def test_an_embedding_bag_with_offsets_may_run_as_torch_does():
+    bag = nn.EmbeddingBag(9, 4)
+    context = emulate(bag, PrecisionPlan("loose", (Rule("*"),), uncovered="float32"))
+    words, starts = torch.arange(6), torch.tensor([0, 2])
+    with context:
+        y = bag(words, starts)
+    assert torch.equal(y, bag(words, starts)) and context.step.uncovered == {"embedding_bag"}
+
+
 def test_a_rule_that_no_layer_uses_is_an_error_after_the_first_step():
     network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     plan = PrecisionPlan("typo", (Rule("fc*"), Rule("*")))
@@ -371,6 +424,27 @@ def test_dropout_masks_are_ours_and_repeat():
     kept = float((masks[0] != 0).float().mean())
     assert abs(kept - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 10_000)
     assert set(masks[0].unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+
+
+@pytest.mark.parametrize(
+    ("drop", "shape", "channels"),
+    [
+        (nn.Dropout1d(0.25), (200, 50, 3), 2),
+        (nn.Dropout1d(0.25), (10_000, 3), 1),
+        (nn.Dropout2d(0.25), (200, 50, 2, 3), 2),
+        (nn.Dropout3d(0.25), (200, 50, 1, 2, 3), 2),
+    ],
+)
+def test_channel_dropout_drops_whole_channels(drop, shape, channels):
+    x = torch.ones(shape)
+    with emulate(drop, "float32", seed=5):
+        y = drop(x).reshape(-1, *shape[channels:])
+    assert torch.equal(y.flatten(1).amin(1), y.flatten(1).amax(1))
+    assert abs(float((y != 0).float().mean()) - 0.75) < 4 * math.sqrt(0.75 * 0.25 / len(y))
+    drop.eval()
+    with emulate(drop, "float32"):
+        assert torch.equal(drop(x), x)
+    drop.train()
 
 
 def test_kept_of_the_whole_width_is_dense_exactly():

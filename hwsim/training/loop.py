@@ -113,8 +113,8 @@ def train(
     if not isinstance(model, nn.Module):
         hint = f"; hwsim.load_model({model!r}) gives one by name or path" if isinstance(model, str) else ""
         raise SpecError(f"model: got {model!r}, expected a torch network{hint}")
-    if stop_after is not None and stop_after < 1:
-        raise SpecError(f"stop_after: got {stop_after}, expected a whole number >= 1")
+    if stop_after is not None and (not isinstance(stop_after, int) or stop_after < 1):
+        raise SpecError(f"stop_after: got {stop_after!r}, expected a whole number >= 1")
     dataset = load(data, data_dir) if isinstance(data, str) else data
     run = _Run(model, parse_plan(plan), dataset, sparse, seed, recipe or Recipe(), out, progress, profile, observer)
     if initialize:

@@ -227,8 +227,9 @@ def test_a_run_told_to_stop_is_the_whole_run_so_far_and_can_be_gone_on_with(tmp_
     resumed = train(perceptron(), FP8, recipe=SHORT, out=tmp_path / "run", resume=True)
     assert same(whole, resumed) and resumed.summary.first_losses == whole.summary.first_losses
     assert resumed.summary.outcome == "finished" and resumed.summary.cpu_s > 0
-    with pytest.raises(SpecError, match="stop_after"):
-        train(perceptron(), recipe=SHORT, stop_after=0)
+    for wrong in (0, 1.5, "9"):
+        with pytest.raises(SpecError, match="stop_after: got .*, expected a whole number >= 1"):
+            train(perceptron(), recipe=SHORT, stop_after=wrong)
 
 
 def test_losses_of_evaluations_are_the_cross_entropy_that_torch_gives():

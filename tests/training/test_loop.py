@@ -228,7 +228,7 @@ def test_a_run_told_to_stop_is_the_whole_run_so_far_and_can_be_gone_on_with(tmp_
     assert same(whole, resumed) and resumed.summary.first_losses == whole.summary.first_losses
     assert resumed.summary.outcome == "finished" and resumed.summary.cpu_s > 0
     for wrong in (0, 1.5, "9"):
-        with pytest.raises(SpecError, match="stop_after: got .*, expected a whole number >= 1"):
+        with pytest.raises(SpecError, match=r"stop_after: got .*, expected a whole number >= 1"):
             train(perceptron(), recipe=SHORT, stop_after=wrong)
 
 

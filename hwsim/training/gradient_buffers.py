@@ -30,31 +30,27 @@ class GradientBuffers:
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, int], list[GradientBuffer]] = {}
-        self._lent: dict[int, GradientBuffer] = {}
+        self._lent: list[tuple[GradientBuffer, Tensor]] = []
 
     def lend(self, shape: tuple[int, int]) -> tuple[Tensor, GradientBuffer]:
         """Return a tensor of this shape and its buffer, whose `dirty` the caller keeps up to what it writes."""
         free = self._free.get(shape)
         buffer = free.pop() if free else GradientBuffer(np.empty(shape, np.float32), np.ones(shape[0], bool))
         tensor = torch.from_numpy(buffer.array)
-        self._lent[tensor.data_ptr()] = buffer
+        # A second tensor of the same memory counts every write by torch into either of them. autograd adds gradients of
+        # several uses (a recurrent layer's time steps) into memory that is nobody else's, and a hook may write as well.
+        self._lent.append((buffer, tensor.detach()))
         return tensor, buffer
-
-    def written(self, gradient: Tensor) -> np.ndarray | None:
-        """Return which rows of a gradient may differ from 0; None if that is not known, as after an addition to it."""
-        buffer = self._lent.get(gradient.data_ptr())
-        if buffer is None or gradient.shape != buffer.array.shape:
-            return None
-        if gradient._version:  # somebody else wrote into it: gradients of two uses were added, or a hook did
-            buffer.dirty[:] = True
-        return buffer.dirty
 
     def take_back(self) -> None:
         """Take back all memory that nobody holds any more; gradients must have been dropped."""
-        for buffer in self._lent.values():
+        while self._lent:
+            buffer, watcher = self._lent.pop()
+            if watcher._version:  # rows that we did not write may hold something
+                buffer.dirty[:] = True
+            del watcher  # it holds the array
             if sys.getrefcount(buffer.array) == UNSHARED:
                 self._free.setdefault(buffer.array.shape, []).append(buffer)
-        self._lent.clear()
 
 
 def fresh(shape: tuple[int, int]) -> tuple[Tensor, GradientBuffer]:

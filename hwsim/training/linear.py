@@ -11,8 +11,14 @@ from torch import Tensor
 from hwsim.arithmetic.mac import Exact, Native, Sequential
 from hwsim.arithmetic.number import BlockScaled
 from hwsim.errors import UnsupportedError
-from hwsim.training.gemm import multiply, read, read_along, same_reading, store, sum_rows
-from hwsim.training.native import is_native, native_gradients, unwatched_gradients
+from hwsim.training.gemm import multiply, read, read_along, same_reading, store
+from hwsim.training.native import (
+    bias_gradient,
+    is_native,
+    native_gradients,
+    small_layer_gradients,
+    unwatched_gradients,
+)
 from hwsim.training.selection import KeptRows, thin
 from hwsim.training.step import Site
 
@@ -45,19 +51,24 @@ class Linear(torch.autograd.Function):
         site, x_is_read, weight_is_read, recorder, gates = ctx.call
         x, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        bias_gradient = None
+        unwatched = recorder is None and is_native(gradient, site)
+        if unwatched:
+            whole = small_layer_gradients(gradient, x, weight, site, gates, ctx.needs_input_grad)
+            if whole is not None:
+                return *whole, None, None
+        bias = None
         if ctx.needs_input_grad[2]:  # from the full gradient, in both code bases of meProp
-            bias_gradient = store(sum_rows(gradient, site), site, "weight_gradient", "reduce")
-        if recorder is None and is_native(gradient, site):
+            bias = store(bias_gradient(gradient, weight, site, gates), site, "weight_gradient", "reduce")
+        if unwatched:
             found = unwatched_gradients(gradient, x, weight, site, gates, ctx.needs_input_grad)
             if found is not None:
-                return *found, bias_gradient, None, None
+                return *found, bias, None, None
         gradient, kept = thin(gradient, site, gates)
         if recorder is not None:
             recorder.backward(site, gradient, kept, ctx.needs_input_grad)
         if is_native(gradient, site):
             found = native_gradients(gradient, x, weight, kept, site, ctx.needs_input_grad)
-            return *found, bias_gradient, None, None
+            return *found, bias, None, None
         if kept is not None and kept.rank_over == "example":
             gradient = kept.mask(gradient)
             if covers_nearly_all(kept, site):
@@ -67,7 +78,7 @@ class Linear(torch.autograd.Function):
             x_gradient = grad_input(gradient, weight, weight_is_read, kept, site)
         if ctx.needs_input_grad[1]:
             weight_gradient = grad_weight(gradient, x, x_is_read, kept, site)
-        return x_gradient, weight_gradient, bias_gradient, None, None
+        return x_gradient, weight_gradient, bias, None, None
 
 
 def grad_input(gradient: Tensor, weight: Tensor, is_read: bool, kept: KeptRows | None, site: Site) -> Tensor:

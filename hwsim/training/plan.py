@@ -181,6 +181,7 @@ class LayerPrecision:
         self._formats = {gemm: self._formats_of(gemm) for gemm in GEMMS}
         self.plain_output = self._is_plain(("output",), PLAIN_OUTPUT) and not self.tiled
         self.plain_gradients = self._is_plain(("grad_input", "grad_weight"), PLAIN_GRADIENTS)
+        self.plain_bias = isinstance(self.mac("reduce").order, Native) and self.cast("weight_gradient", "bias") is None
 
     def _is_plain(self, gemms: tuple[str, ...], casts: tuple[tuple[str, str], ...]) -> bool:
         """Return whether these GEMMs add up in native order, and nothing that they read or make is cast."""

@@ -8,7 +8,7 @@ from torch import nn
 import hwsim.kernels
 from hwsim import SparseBackprop, emulate
 from hwsim.errors import SpecError
-from hwsim.kernels.numba_cpu import rows, select
+from hwsim.kernels.numba_cpu import columns, rows, select
 from hwsim.training import linear, native
 from hwsim.training.gradient_buffers import GradientBuffers
 
@@ -92,6 +92,36 @@ def test_each_row_adds_up_its_own_rows(width):
     out = np.full((7, width), np.nan, np.float32)
     rows.grad_input_by_example(g, w, indices, offsets, out)
     np.testing.assert_allclose(out, rows.keep_only(g, indices, offsets) @ w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [1, 5, 6, 7, 64])
+@pytest.mark.parametrize("kept", [0, 1, 6, 11, 40])
+@pytest.mark.parametrize("width", [32, 33, 70])
+def test_a_small_layer_is_multiplied_where_its_columns_stand(height, kept, width):
+    rng = np.random.default_rng(width)
+    g, w, x = (rng.standard_normal(shape, np.float32) for shape in ((height, 40), (40, width), (height, width)))
+    met = np.sort(rng.permutation(40)[:kept]).astype(np.int32)
+    grad_input, grad_weight = np.full_like(x, np.nan), np.zeros_like(w)
+    dirty = np.zeros(40, bool)
+    grad_weight[::3], dirty[::3] = np.nan, True  # of an earlier step
+    columns.multiply_columns(g, met, w, x, grad_input, grad_weight, dirty)
+    masked = np.zeros_like(g)
+    masked[:, met] = g[:, met]
+    np.testing.assert_allclose(grad_input, masked @ w, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grad_weight, masked.T @ x, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(np.flatnonzero(dirty), met)
+
+
+def test_what_nobody_wants_of_a_small_layer_is_left_out():
+    g, w, x = np.eye(40, dtype=np.float32)[:8], np.ones((40, 64), np.float32), np.ones((8, 64), np.float32)
+    none, flags, bias = native.NO_ROWS, native.NO_FLAGS, np.empty(40, np.float32)
+    assert not columns.rank_and_multiply(g, 3, w, x, none, none, flags, bias)
+    assert np.array_equal(bias, g.sum(0))
+    grad_input = np.empty_like(x)
+    assert not columns.rank_and_multiply(g, 3, w, x, grad_input, none, flags, bias[:0])
+    assert np.array_equal(grad_input.any(1), np.arange(8) < 3), "of equal columns the first are kept"
+    g[2, 3] = np.nan
+    assert columns.rank_and_multiply(g, 3, w, x, none, none, flags, bias)
 
 
 @pytest.mark.parametrize("name", SPARSE)

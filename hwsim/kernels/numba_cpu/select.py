@@ -165,15 +165,20 @@ def kept_by_example(g, kept):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def largest_scores(scores, kept):  # type: ignore[no-untyped-def]
+    """Return (positions, whether there is a NaN) of the `kept` largest scores (float64, not negative)."""
+    indices = np.empty(kept + 1, np.int32)
+    offsets = np.zeros(2, np.int64)
+    used = _collect(scores.view(np.uint64).reshape((1, len(scores))), kept, 64, INFINITY[1], indices, offsets)
+    return indices[: max(used, 0)], used < 0
+
+
+@compiled
 def gathered_over_batch(g, w, kept):  # type: ignore[no-untyped-def]
     """Return (columns, g[:, columns], w[columns], whether there is a NaN) of the columns of g (float32) that are kept.
 
     No rows of w if it has none.
     """
-    indices = np.empty(kept + 1, np.int32)
-    offsets = np.zeros(2, np.int64)
-    sums = _column_sums(g)
-    used = _collect(sums.view(np.uint64).reshape((1, g.shape[1])), kept, 64, INFINITY[1], indices, offsets)
-    columns = indices[: max(used, 0)]
+    columns, has_nan = largest_scores(_column_sums(g), kept)
     compact, weights = gather(g, w, columns)
-    return columns, compact, weights, used < 0
+    return columns, compact, weights, has_nan

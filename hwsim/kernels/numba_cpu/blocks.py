@@ -38,19 +38,16 @@ from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS
 from hwsim.kernels.numba_cpu.rounding import FixedParameters, FloatParameters
 from hwsim.kernels.numba_cpu.strips import (
     FLOAT32_LARGEST,
-    STAYS,
     blocks_in_run,
     counters,
     lanes_of,
-    line_offset,
     without_infinity,
     word_at,
-    write_past_caches,
 )
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 from hwsim.kernels.numba_cpu.two_level import cast_two_level
 
-STRIP = 1024  # elements of a row done together
+STRIP = 512  # elements of a row done together
 COLUMNS = 512  # columns done together, where blocks run along another axis than the last
 BEYOND = 2.0**200  # float64 work: every larger magnitude saturates too
 SAFE_FIELDS = (60, 200)  # exponent fields of a block's largest magnitude that are done in float32
@@ -106,10 +103,10 @@ def _cast(
         return cast_two_level(x, cast, tensor_scale, out, scales, keys)
     given = x if _fits_float32(cast) else x.astype(np.float64, copy=False)
     loop, parameters = plan(cast, given.dtype == np.float32, inner == 1)
-    offset, saturate = line_offset(out), cast.overflow is Overflow.SATURATE
+    saturate = cast.overflow is Overflow.SATURATE
 
     def run(start: int, stop: int) -> None:
-        loop(given, out, scales, start, stop, offset, *parameters, saturate, keys)
+        loop(given, out, scales, start, stop, *parameters, saturate, keys)
 
     run_slices(run, outer, max(1, MIN_SLICE // max(1, n * inner)), multiple=1)
     return 1.0
@@ -221,10 +218,10 @@ def _choose_round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-d
 
 
 @numba.njit
-def _exact_block(x, place, out, to, gap, count, mode, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
+def _exact_block(x, place, out, gap, count, mode, p, rule, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block in float64, the way that is right for every input, and return its scale.
 
-    Its elements stand `gap` apart, from x[place] on; its results from out[to] on.
+    Its elements stand `gap` apart from `place` on.
     """
     amax = 0.0
     poisoned = False
@@ -235,14 +232,14 @@ def _exact_block(x, place, out, to, gap, count, mode, p, rule, saturate, keys): 
         amax = max(amax, min(magnitude, FLOAT32_LARGEST) if magnitude == np.inf else magnitude)
     if poisoned:
         for j in range(count):
-            out[to + j * gap] = np.nan
+            out[place + j * gap] = np.nan
         return np.nan
     e = _scale_exponent(bits_of(amax), rule)
     up = typed_as(e, e << rule.fraction)
     for j in range(count):
         value = min(max(without_infinity(x[place + j * gap]), -BEYOND), BEYOND)
         word = word_at(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
-        out[to + j * gap] = _round_scaled(value, up, mode, p, word)
+        out[place + j * gap] = _round_scaled(value, up, mode, p, word)
     return np.float64(_power(e, e, rule))
 
 
@@ -270,13 +267,13 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
     stochastic, lanes = mode == rounding.STOCHASTIC, lanes_of(block)
     integer, strip = np.int32 if width == 32 else np.int64, max(1, STRIP // block)
 
-    def row_loop(x, out, scales, start, stop, offset, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
+    def row_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
         n = x.shape[1]
         whole, blocks = n // block, -(-n // block)
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
         largest, exponents = np.empty(strip, integer), np.empty(strip * block, integer)
-        strip_scales, done = np.empty(strip), np.empty(strip * block if offset != STAYS else 0, np.float32)
+        strip_scales = np.empty(strip)
         counter = counters(strip * block if stochastic else 0)
         for o in range(start, stop):
             first = 0
@@ -302,29 +299,26 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
                         fill(exponents, b * block + j, lanes, load(largest, b))
                 key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 low, run_key = uint32(base & 0xFFFF), rounding.run_key(uint32(base), key_low)
-                target, to = (flat_out, base) if offset == STAYS else (done, 0)
                 for j in range(many * block):
                     word = uint32(0)
                     if stochastic:
                         word = rounding.mixed_word(uint32(uint32(low + load(counter, j)) ^ run_key), key_high)
                     value = _round_scaled(load(flat, base + j), load(exponents, j), quick, p, word)
-                    store(target, to + j, np.float32(value))
+                    store(flat_out, base + j, np.float32(value))
                 if not all_exact:
                     for b in range(many):
                         if strip_scales[b] == 0 or not one_run:
                             place = base + b * block
                             strip_scales[b] = _exact_block(
-                                flat, place, target, to + b * block, 1, block, mode, exact_p, exact_rule, saturate, keys
+                                flat, place, flat_out, 1, block, mode, exact_p, exact_rule, saturate, keys
                             )
                 if scales.size:
                     for b in range(many):
                         store(flat_scales, o * blocks + first + b, load(strip_scales, b))
-                if offset != STAYS:
-                    write_past_caches(done, many * block, flat_out, base, offset)
                 first += many
             if whole < blocks:
                 place, count = o * n + whole * block, n - whole * block
-                scale = _exact_block(flat, place, flat_out, place, 1, count, mode, exact_p, exact_rule, saturate, keys)
+                scale = _exact_block(flat, place, flat_out, 1, count, mode, exact_p, exact_rule, saturate, keys)
                 if scales.size:
                     scales[o, whole, 0] = scale
 
@@ -337,7 +331,7 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
     stochastic = mode == rounding.STOCHASTIC
     integer = np.int32 if width == 32 else np.int64
 
-    def column_loop(x, out, scales, start, stop, _, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
+    def column_loop(x, out, scales, start, stop, p, exact_p, rule, exact_rule, saturate, keys):  # type: ignore[no-untyped-def]
         wide_vectors()
         _, n, inner = x.shape
         flat, flat_out = x.reshape(x.size), out.reshape(x.size)
@@ -373,7 +367,7 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
                             if strip_scales[i] == 0 or begin >> 32 != end >> 32:
                                 place = (o * n + first) * inner + left + i
                                 strip_scales[i] = _exact_block(
-                                    flat, place, flat_out, place, inner, last - first,
+                                    flat, place, flat_out, inner, last - first,
                                     mode, exact_p, exact_rule, saturate, keys,
                                 )  # fmt: skip
                     if scales.size:

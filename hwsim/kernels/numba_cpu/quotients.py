@@ -55,12 +55,12 @@ def quotient_parameters(fmt: FloatingPoint, rule: Rounding) -> QuotientParameter
 
 
 @intrinsic(prefer_literal=True)
-def round_quotients(typing_context, mode, signs, block, x, place, out, to, factors, scales, begin, end, p, draw):  # type: ignore[no-untyped-def]
+def round_quotients(typing_context, mode, signs, block, x, out, place, factors, scales, begin, end, p, draw):  # type: ignore[no-untyped-def]
     """Round blocks `begin` to `end` of a strip and return the largest fraction (int32): see the top.
 
-    The strip stands at x[place:], its results go to out[to:]. Block b is multiplied by factors[b]; its elements, times
-    the exact scales[b] (a power of two smaller, as they are counted in steps), times the tensor's scale, are the
-    results. `mode`, `signs` (SIGNED, or BOTH_ZEROS if the format has -0) and `block` are compile-time constants.
+    The strip stands at `place` in x and in out. Block b is multiplied by factors[b]; its elements, times the exact
+    scales[b] (a power of two smaller, as they are counted in steps), times the tensor's scale, are the results.
+    `mode`, `signs` (SIGNED, or BOTH_ZEROS if the format has -0) and `block` are compile-time constants.
     p: QuotientParameters. draw: (tensor's scale, low 16 bits of the strip's first counter, `rounding.run_key`, high
     half of the key), float32 and uint32.
     """
@@ -69,10 +69,10 @@ def round_quotients(typing_context, mode, signs, block, x, place, out, to, facto
     rule, length = (mode.literal_value, signs.literal_value), block.literal_value
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        place, to, begin, end, p, draw = (arguments[i] for i in (4, 6, 9, 10, 11, 12))
+        place, begin, end, p, draw = (arguments[i] for i in (5, 8, 9, 10, 11))
         kinds = signature.args
-        data = [context.make_array(kinds[i])(context, builder, arguments[i]).data for i in (3, 5, 7, 8)]
-        numbers = dict(zip(kinds[11].fields, cgutils.unpack_tuple(builder, p), strict=True))
+        data = [context.make_array(kinds[i])(context, builder, arguments[i]).data for i in (3, 4, 6, 7)]
+        numbers = dict(zip(kinds[10].fields, cgutils.unpack_tuple(builder, p), strict=True))
         emitter = _Blocks(builder, lanes_of(length, MOST_LANES), *rule, numbers, cgutils.unpack_tuple(builder, draw))
         highest = cgutils.alloca_once_value(builder, emitter.whole(0))
         with cgutils.for_range(builder, end, start=begin, intp=end.type) as loop:
@@ -84,7 +84,7 @@ def round_quotients(typing_context, mode, signs, block, x, place, out, to, facto
                 at = builder.add(first, ir.Constant(end.type, piece))
                 value = emitter.load(data[0], builder.add(place, at))
                 result, level = emitter.rounded(value, factor, scale, at)
-                emitter.store(result, data[1], builder.add(to, at))
+                emitter.store(result, data[1], builder.add(place, at))
                 fraction = builder.and_(level, emitter.whole(FRACTION_MASK))
                 so_far = builder.load(highest)
                 higher = builder.icmp_signed(">", fraction, so_far)
@@ -92,7 +92,7 @@ def round_quotients(typing_context, mode, signs, block, x, place, out, to, facto
         return emitter.largest_of(builder.load(highest))
 
     intp = types.intp
-    return types.int32(mode, signs, block, x, intp, out, intp, factors, scales, intp, intp, p, draw), generate
+    return types.int32(mode, signs, block, x, out, intp, factors, scales, intp, intp, p, draw), generate
 
 
 class _Blocks:

@@ -1,6 +1,4 @@
-"""What the casts into block formats share: strips of whole blocks, their random words, and how a strip is written."""
-
-# Compiled code: `in` does not fold at compile time.
+"""What the casts into block formats share: strips of whole blocks and their random words."""
 
 from __future__ import annotations
 
@@ -8,23 +6,10 @@ import numba
 import numpy as np
 from numba import uint32
 
-from hwsim.arithmetic.number import FLOAT32_EMAX
 from hwsim.kernels.numba_cpu import rounding
-from hwsim.kernels.numba_cpu.intrinsics import STREAM_ALIGNMENT, load, store, store_streaming
-from hwsim.kernels.numba_cpu.quantize import STREAMING_BYTES
 
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 RUN = 1 << 16  # counters whose random words share `rounding.run_key`
-STAYS = -1  # the line offset of a result that is written through the caches
-
-assert FLOAT32_EMAX == 127
-
-
-def line_offset(out: np.ndarray) -> int:
-    """Return how many elements beyond a line of the cache `out` starts, STAYS for one that may stay in the caches."""
-    if out.nbytes < STREAMING_BYTES:
-        return STAYS
-    return out.ctypes.data % STREAM_ALIGNMENT // out.itemsize
 
 
 def lanes_of(block: int, most: int = 64) -> int:
@@ -63,20 +48,3 @@ def without_infinity(value):  # type: ignore[no-untyped-def]
     """Return value as float64, +-the largest float32 for +-infinity."""
     wide = np.float64(value)
     return np.copysign(FLOAT32_LARGEST, wide) if abs(wide) == np.inf else wide
-
-
-@numba.njit
-def write_past_caches(strip, count, out, to, offset):  # type: ignore[no-untyped-def]
-    """Copy `count` elements of a strip to out[to:] without reading the lines there first; see `line_offset`.
-
-    Only whole lines go past the caches: a neighbouring strip writes the rest of the first and of the last.
-    """
-    line = STREAM_ALIGNMENT // 4
-    head = min(count, -(offset + to) % line)
-    body = (count - head) // line * line
-    for i in range(head):
-        store(out, to + i, load(strip, i))
-    for i in range(body):
-        store_streaming(out, to + head + i, load(strip, head + i))
-    for i in range(head + body, count):
-        store(out, to + i, load(strip, i))

@@ -36,13 +36,10 @@ from hwsim.kernels.numba_cpu.quotients import BELOW_ONE, quotient_parameters, ro
 from hwsim.kernels.numba_cpu.rounding import FloatParameters
 from hwsim.kernels.numba_cpu.strips import (
     FLOAT32_LARGEST,
-    STAYS,
     blocks_in_run,
     lanes_of,
-    line_offset,
     without_infinity,
     word_at,
-    write_past_caches,
 )
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
 
@@ -91,7 +88,7 @@ def cast_two_level(
             tensor_scale = find_tensor_scale(x, fmt, cast.overflow)
     element_largest, _, smallest_scale = _ends(fmt)
     second = TwoLevelParameters(tensor_scale, element_largest, smallest_scale)
-    saturate, given = cast.overflow is Overflow.SATURATE, (maxima, line_offset(out)) if quick else ()
+    saturate, given = cast.overflow is Overflow.SATURATE, (maxima,) if quick else ()
 
     def run(start: int, stop: int) -> None:
         loop(x, out, scales, start, stop, *given, *parameters, second, saturate, keys)
@@ -183,10 +180,10 @@ def _choose_round_plain(value, mode, p, word):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def _exact_block(x, place, out, to, gap, count, mode, p, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
+def _exact_block(x, place, out, gap, count, mode, p, scale_p, second, saturate, keys):  # type: ignore[no-untyped-def]
     """Do one block in float64, the way that is right for every input, and return its scale.
 
-    Its elements stand `gap` apart, from x[place] on; its results from out[to] on.
+    Its elements stand `gap` apart from `place` on.
     """
     amax = 0.0
     finite = True
@@ -198,7 +195,7 @@ def _exact_block(x, place, out, to, gap, count, mode, p, scale_p, second, satura
         amax = magnitude if magnitude > amax else amax
     if not finite:
         for j in range(count):
-            out[to + j * gap] = np.nan
+            out[place + j * gap] = np.nan
         return np.nan
     scale = _block_scale(amax, scale_p, second)
     unit = scale * second.tensor_scale
@@ -206,7 +203,7 @@ def _exact_block(x, place, out, to, gap, count, mode, p, scale_p, second, satura
         value = without_infinity(x[place + j * gap])
         word = word_at(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
         element = _round_plain(value / unit, mode, p, word)
-        out[to + j * gap] = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)
+        out[place + j * gap] = min(max(element * unit, -FLOAT32_LARGEST), FLOAT32_LARGEST)
     return scale
 
 
@@ -228,9 +225,7 @@ def _exact_loop(mode: int, block: int) -> Any:
             for b in range(-(-n // block)):
                 for i in range(inner):
                     place, count = (o * n + b * block) * inner + i, min(block, n - b * block)
-                    scale = _exact_block(
-                        flat, place, flat_out, place, inner, count, mode, p, scale_p, second, saturate, keys
-                    )
+                    scale = _exact_block(flat, place, flat_out, inner, count, mode, p, scale_p, second, saturate, keys)
                     if scales.size:
                         scales[o, b, i] = scale
 
@@ -272,7 +267,7 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
     stochastic = mode == rounding.STOCHASTIC
 
     def quick_loop(
-        x, out, scales, start, stop, maxima, offset, p, scale_p, narrow, narrow_scale, step, second, saturate, keys,
+        x, out, scales, start, stop, maxima, p, scale_p, narrow, narrow_scale, step, second, saturate, keys,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
         wide_vectors()
         n = x.shape[1]
@@ -280,7 +275,6 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
         flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
         found, marks = np.empty(strip, np.int32), np.empty(strip, np.int32)
         strip_scales, factors = np.empty(strip, np.float32), np.empty(strip, np.float32)
-        done = np.empty(strip * block if offset != STAYS else 0, np.float32)
         zero, one = np.int32(0), np.int32(1)
         less, more = np.float32(1 - 2.0**-21), np.float32(1 + 2.0**-21)  # two roundings of at most 2**-24 make a scale
         below_one = np.float32(BELOW_ONE)
@@ -327,55 +321,31 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
                         store(flat_scales, o * blocks + first + b, scale)
                 key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 run_key = rounding.run_key(uint32(base), key_low)
-                target, to = (flat_out, base) if offset == STAYS else (done, 0)
                 draw = (tensor_scale, uint32(base & 0xFFFF), run_key, key_high)
                 fraction = round_quotients(
-                    mode, signs, block, flat, base, target, to, factors, strip_scales, 0, many, narrow, draw
+                    mode, signs, block, flat, flat_out, base, factors, strip_scales, 0, many, narrow, draw
                 )
                 if in_doubt or marked > zero or fraction >= narrow.window:
                     for b in range(many):
                         doubt = in_doubt or marks[b] > zero
                         if not doubt:
                             fraction = round_quotients(
-                                mode,
-                                signs,
-                                block,
-                                flat,
-                                base,
-                                target,
-                                to,
-                                factors,
-                                strip_scales,
-                                b,
-                                b + 1,
-                                narrow,
-                                draw,
-                            )
+                                mode, signs, block, flat, flat_out, base, factors, strip_scales,
+                                b, b + 1, narrow, draw,
+                            )  # fmt: skip
                             doubt = fraction >= narrow.window
                         if doubt:
                             scale = _exact_block(
-                                flat,
-                                base + b * block,
-                                target,
-                                to + b * block,
-                                1,
-                                block,
-                                mode,
-                                p,
-                                scale_p,
-                                second,
-                                saturate,
-                                keys,
-                            )
+                                flat, base + b * block, flat_out, 1, block,
+                                mode, p, scale_p, second, saturate, keys,
+                            )  # fmt: skip
                             if scales.size:
                                 scales[o, first + b, 0] = scale
-                if offset != STAYS:
-                    write_past_caches(done, many * block, flat_out, base, offset)
                 first += many
             if whole < blocks:
                 place = o * n + whole * block
                 scale = _exact_block(
-                    flat, place, flat_out, place, 1, n - whole * block, mode, p, scale_p, second, saturate, keys
+                    flat, place, flat_out, 1, n - whole * block, mode, p, scale_p, second, saturate, keys
                 )
                 if scales.size:
                     scales[o, whole, 0] = scale

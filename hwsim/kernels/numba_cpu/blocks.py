@@ -30,6 +30,8 @@ from hwsim.kernels.numba_cpu.intrinsics import (
     float_of,
     largest_magnitude_bits,
     load,
+    shift_left,
+    shift_right,
     store,
     typed_as,
     wide_vectors,
@@ -58,13 +60,12 @@ class ScaleParameters(NamedTuple):
 
     fraction: Any  # of the working float: 23 or 52
     bias: Any
-    emax: Any  # of the element format
+    offset: Any  # bias + emax of the element format
     round_up_above: Any  # fraction bits of amax above which round_up takes the next power; -1 never (floor rule)
     lowest: Any  # smallest exponent of a scale
     largest: Any  # largest exponent of a scale
-    safe_low: Any  # exponent fields of amax between which float32 work is exact
-    safe_high: Any
-    infinity_bits: Any
+    safe_from: Any  # bits of the amax from which, and below which, work in the working float is exact
+    safe_below: Any
 
 
 def cast_blocks(
@@ -125,7 +126,9 @@ def plan(cast: Cast, single: bool, contiguous: bool) -> tuple[Any, tuple[Any, ..
     mode = rounding.mode_number(element)
     width = 32 if single else 64
     short = rounding.short_draw(mode, element, width)
-    loop = (_row_loop if contiguous else _column_loop)(mode, short, fmt.block, width)
+    both_zeros = isinstance(fmt.element, FloatingPoint) and fmt.element.negative_zero
+    signs = rounding.BOTH_ZEROS if both_zeros else rounding.SIGNED
+    loop = (_row_loop if contiguous else _column_loop)(mode, short, signs, fmt.block, width)
     rules = (scale_parameters(fmt, width), scale_parameters(fmt, 64))
     return loop, (parameters_of(element, width), parameters_of(element, 64), *rules)
 
@@ -137,13 +140,12 @@ def scale_parameters(fmt: BlockScaled, width: int) -> ScaleParameters:
     return ScaleParameters(
         fraction=integer(fraction),
         bias=integer(bias),
-        emax=integer(fmt.element.emax),
+        offset=integer(bias + fmt.element.emax),
         round_up_above=integer(above if fmt.scale_rule is ScaleRule.ROUND_UP else (1 << fraction) - 1),
         lowest=integer(-FLOAT32_EMAX),
         largest=integer(FLOAT32_EMAX - fmt.element.emax),
-        safe_low=integer(SAFE_FIELDS[0] if width == 32 else 0),
-        safe_high=integer(SAFE_FIELDS[1] if width == 32 else 2 * bias),
-        infinity_bits=integer((2 * bias + 1) << fraction),
+        safe_from=integer((SAFE_FIELDS[0] if width == 32 else 0) << fraction),
+        safe_below=integer((SAFE_FIELDS[1] if width == 32 else 2 * bias) + 1 << fraction),
     )
 
 
@@ -172,12 +174,32 @@ def _keys(stream: int, spans: int) -> np.ndarray:
 
 
 @numba.njit
-def _scale_exponent(amax_bits, rule):  # type: ignore[no-untyped-def]
+def _scale_exponent(amax, rule):  # type: ignore[no-untyped-def]
     """Return e of the scale 2**e from the bits of the largest magnitude (finite)."""
-    field = amax_bits >> rule.fraction
-    rest = amax_bits & ((1 << rule.fraction) - 1)
-    e = field - rule.bias - rule.emax + (1 if rest > rule.round_up_above else 0)
-    return typed_as(amax_bits, min(max(e, rule.lowest), rule.largest))
+    rest = typed_as(amax, amax & ((1 << rule.fraction) - 1))
+    e = typed_as(amax, shift_right(amax, rule.fraction) - rule.offset)
+    e = typed_as(amax, e + 1) if rest > rule.round_up_above else e
+    e = e if e > rule.lowest else rule.lowest  # numba's max() would widen
+    return e if e < rule.largest else rule.largest
+
+
+@numba.njit
+def _exponent_in_place(amax, rule):  # type: ignore[no-untyped-def]
+    """Return the exponent that a block is rounded with, in the place of the exponent field; any serves for zeros."""
+    return typed_as(amax, 0) if amax == 0 else shift_left(_scale_exponent(amax, rule), rule.fraction)
+
+
+@numba.njit
+def _scale_of(amax, up, rule):  # type: ignore[no-untyped-def]
+    """Return the scale of a block from its amax and `_exponent_in_place`; a block of zeros has the smallest."""
+    if amax == 0:
+        return float_of(np.int64((1023 - 127) << 52))
+    return np.float64(_power(amax, shift_right(up, rule.fraction), rule))
+
+
+@numba.njit
+def _is_safe(amax, rule):  # type: ignore[no-untyped-def]
+    return amax == 0 or rule.safe_from <= amax < rule.safe_below
 
 
 @numba.njit
@@ -187,7 +209,7 @@ def _power(like, e, rule):  # type: ignore[no-untyped-def]
 
 
 @numba.njit
-def _round_scaled_fixed(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+def _round_scaled_fixed(value, up, mode, signs, p, word):  # type: ignore[no-untyped-def]
     scale = float_of(typed_as(up, bits_of(p.scale) - up))
     step = float_of(typed_as(up, bits_of(p.step) + up))
     lowest, largest = p.lowest * p.scale * step, p.largest_code * step
@@ -199,7 +221,7 @@ def _round_scaled_fixed(value, up, mode, p, word):  # type: ignore[no-untyped-de
     return rounding.round_fixed(value, mode, moved, word)
 
 
-def _round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+def _round_scaled(value, up, mode, signs, p, word):  # type: ignore[no-untyped-def]
     """Round a finite value into 2**e times the element format, saturating; the result is scaled already.
 
     `up` is e in the place of the exponent field, for both kinds of float.
@@ -208,11 +230,11 @@ def _round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
 
 
 @overload(_round_scaled)
-def _choose_round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
+def _choose_round_scaled(value, up, mode, signs, p, word):  # type: ignore[no-untyped-def]
     chosen = rounding.round_finite if p.instance_class is FloatParameters else _round_scaled_fixed
 
-    def round_scaled(value, up, mode, p, word):  # type: ignore[no-untyped-def]
-        return chosen(value, up, mode, p, word)
+    def round_scaled(value, up, mode, signs, p, word):  # type: ignore[no-untyped-def]
+        return chosen(value, up, mode, signs, p, word)
 
     return round_scaled
 
@@ -239,27 +261,12 @@ def _exact_block(x, place, out, gap, count, mode, p, rule, saturate, keys):  # t
     for j in range(count):
         value = min(max(without_infinity(x[place + j * gap]), -BEYOND), BEYOND)
         word = word_at(place + j * gap, keys) if mode == rounding.STOCHASTIC else uint32(0)
-        out[place + j * gap] = _round_scaled(value, up, mode, p, word)
+        out[place + j * gap] = _round_scaled(value, up, mode, rounding.SIGNED, p, word)
     return np.float64(_power(e, e, rule))
 
 
-@numba.njit
-def _block_exponent(amax, rule):  # type: ignore[no-untyped-def]
-    """Return (exponent to work with, in the place of the field; scale; whether float32 work is exact) of a block.
-
-    A block of zeros has the smallest scale and may be rounded with any exponent.
-    """
-    if amax == 0:
-        return typed_as(amax, 0), float_of(np.int64((1023 - 127) << 52)), True
-    field = amax >> rule.fraction
-    if amax >= rule.infinity_bits or field < rule.safe_low or field > rule.safe_high:
-        return typed_as(amax, 0), 0.0, False
-    e = _scale_exponent(amax, rule)
-    return typed_as(amax, e << rule.fraction), np.float64(_power(e, e, rule)), True
-
-
 @cache
-def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
+def _row_loop(mode: int, quick: int, signs: int, block: int, width: int) -> Any:
     """Return the loop for blocks along a contiguous last axis: strips of whole blocks, then what is left of a row.
 
     Every element of a strip gets its block's exponent in a small array, so that the rounding loop knows no blocks.
@@ -271,9 +278,8 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
         wide_vectors()
         n = x.shape[1]
         whole, blocks = n // block, -(-n // block)
-        flat, flat_out, flat_scales = x.reshape(x.size), out.reshape(x.size), scales.reshape(scales.size)
-        largest, exponents = np.empty(strip, integer), np.empty(strip * block, integer)
-        strip_scales = np.empty(strip)
+        flat, flat_out = x.reshape(x.size), out.reshape(x.size)
+        largest, ups, exponents = np.empty(strip, integer), np.empty(strip, integer), np.empty(strip * block, integer)
         counter = counters(strip * block if stochastic else 0)
         for o in range(start, stop):
             first = 0
@@ -281,7 +287,6 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
                 base, many, one_run = o * n + first * block, min(strip, whole - first), True
                 if stochastic:
                     many, one_run = blocks_in_run(base, block, many)
-                all_exact = one_run
                 for b in range(many):
                     place = base + b * block
                     amax = largest_magnitude_bits(flat, place, lanes)
@@ -289,32 +294,37 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
                         magnitude = largest_magnitude_bits(flat, place + j, lanes)
                         amax = magnitude if magnitude > amax else amax  # numba's max() would widen
                     store(largest, b, amax)
+                lowest, highest = rule.safe_from, rule.safe_from
                 for b in range(many):
-                    e, scale, exact = _block_exponent(load(largest, b), rule)
-                    all_exact &= exact
-                    store(largest, b, e)
-                    store(strip_scales, b, scale)
+                    amax = load(largest, b)
+                    up = _exponent_in_place(amax, rule)
+                    store(ups, b, up)
+                    highest = amax if amax > highest else highest
+                    amax = rule.safe_from if amax == 0 else amax
+                    lowest = amax if amax < lowest else lowest
                 for b in range(many):
                     for j in range(0, block, lanes):
-                        fill(exponents, b * block + j, lanes, load(largest, b))
+                        fill(exponents, b * block + j, lanes, load(ups, b))
+                if scales.size:
+                    for b in range(many):
+                        scales[o, first + b, 0] = _scale_of(largest[b], ups[b], rule)
                 key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 low, run_key = uint32(base & 0xFFFF), rounding.run_key(uint32(base), key_low)
                 for j in range(many * block):
                     word = uint32(0)
                     if stochastic:
                         word = rounding.mixed_word(uint32(uint32(low + load(counter, j)) ^ run_key), key_high)
-                    value = _round_scaled(load(flat, base + j), load(exponents, j), quick, p, word)
+                    value = _round_scaled(load(flat, base + j), load(exponents, j), quick, signs, p, word)
                     store(flat_out, base + j, np.float32(value))
-                if not all_exact:
+                if not one_run or lowest < rule.safe_from or highest >= rule.safe_below:
                     for b in range(many):
-                        if strip_scales[b] == 0 or not one_run:
-                            place = base + b * block
-                            strip_scales[b] = _exact_block(
-                                flat, place, flat_out, 1, block, mode, exact_p, exact_rule, saturate, keys
-                            )
-                if scales.size:
-                    for b in range(many):
-                        store(flat_scales, o * blocks + first + b, load(strip_scales, b))
+                        if not one_run or not _is_safe(largest[b], rule):
+                            scale = _exact_block(
+                                flat, base + b * block, flat_out, 1, block,
+                                mode, exact_p, exact_rule, saturate, keys,
+                            )  # fmt: skip
+                            if scales.size:
+                                scales[o, first + b, 0] = scale
                 first += many
             if whole < blocks:
                 place, count = o * n + whole * block, n - whole * block
@@ -326,7 +336,7 @@ def _row_loop(mode: int, quick: int, block: int, width: int) -> Any:
 
 
 @cache
-def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
+def _column_loop(mode: int, quick: int, signs: int, block: int, width: int) -> Any:
     """Return the loop for blocks along another axis than the last: strips of columns side by side."""
     stochastic = mode == rounding.STOCHASTIC
     integer = np.int32 if width == 32 else np.int64
@@ -335,7 +345,7 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
         wide_vectors()
         _, n, inner = x.shape
         flat, flat_out = x.reshape(x.size), out.reshape(x.size)
-        amax, exponents, strip_scales = np.empty(COLUMNS, integer), np.empty(COLUMNS, integer), np.empty(COLUMNS)
+        amax, exponents = np.empty(COLUMNS, integer), np.empty(COLUMNS, integer)
         counter = counters(COLUMNS if stochastic else 0)
         for o in range(start, stop):
             for b in range(-(-n // block)):
@@ -343,7 +353,7 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
                 for left in range(0, inner, COLUMNS):
                     count = min(COLUMNS, inner - left)
                     begin, end = (o * n + first) * inner, (o * n + last) * inner
-                    all_exact = begin >> 32 == end >> 32
+                    one_span = all_safe = begin >> 32 == end >> 32
                     amax[:] = 0
                     for j in range(first, last):
                         row = (o * n + j) * inner + left
@@ -351,8 +361,11 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
                             magnitude, so_far = bits_of(abs(load(flat, row + i))), load(amax, i)
                             store(amax, i, magnitude if magnitude > so_far else so_far)
                     for i in range(count):
-                        exponents[i], strip_scales[i], exact = _block_exponent(amax[i], rule)
-                        all_exact &= exact
+                        store(exponents, i, _exponent_in_place(load(amax, i), rule))
+                        all_safe &= _is_safe(load(amax, i), rule)
+                    if scales.size:
+                        for i in range(count):
+                            scales[o, b, left + i] = _scale_of(amax[i], exponents[i], rule)
                     low, high = keys[begin >> 32, 0], keys[begin >> 32, 1]
                     for j in range(first, last):
                         row = (o * n + j) * inner + left
@@ -360,17 +373,16 @@ def _column_loop(mode: int, quick: int, block: int, width: int) -> Any:
                             word = uint32(0)
                             if stochastic:
                                 word = rounding.random_word(uint32(uint32(row) + load(counter, i)), low, high)
-                            value = _round_scaled(load(flat, row + i), load(exponents, i), quick, p, word)
+                            value = _round_scaled(load(flat, row + i), load(exponents, i), quick, signs, p, word)
                             store(flat_out, row + i, np.float32(value))
-                    if not all_exact:
+                    if not all_safe:
                         for i in range(count):
-                            if strip_scales[i] == 0 or begin >> 32 != end >> 32:
-                                place = (o * n + first) * inner + left + i
-                                strip_scales[i] = _exact_block(
-                                    flat, place, flat_out, inner, last - first,
+                            if not one_span or not _is_safe(amax[i], rule):
+                                scale = _exact_block(
+                                    flat, (o * n + first) * inner + left + i, flat_out, inner, last - first,
                                     mode, exact_p, exact_rule, saturate, keys,
                                 )  # fmt: skip
-                    if scales.size:
-                        scales[o, b, left : left + count] = strip_scales[:count]
+                                if scales.size:
+                                    scales[o, b, left + i] = scale
 
     return compiled(column_loop)

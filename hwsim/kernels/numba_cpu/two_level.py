@@ -257,6 +257,12 @@ def _first_look(block: int) -> Any:
     return compiled(first_look)
 
 
+@numba.njit
+def _nearest(magnitude, p):  # type: ignore[no-untyped-def]
+    zero = typed_as(bits_of(magnitude), 0)
+    return rounding.round_finite(magnitude, zero, rounding.NEAREST_EVEN, rounding.BOTH_ZEROS, p, uint32(0))
+
+
 @cache
 def _quick_loop(mode: int, signs: int, block: int) -> Any:
     """Return the loop for rows of float32 with blocks along the last axis: strips of whole blocks, judged in float32.
@@ -303,8 +309,8 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
                 for b in range(many):
                     amax = load(known, at + b)
                     wanted = float_of(amax) * to_scale
-                    low = rounding.round_finite(wanted * less, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
-                    high = rounding.round_finite(wanted * more, zero, rounding.NEAREST_EVEN, narrow_scale, uint32(0))
+                    low = _nearest(wanted * less, narrow_scale)
+                    high = _nearest(wanted * more, narrow_scale)
                     scale = low if low > smallest else smallest
                     factor = np.divide(below_one, scale) * inverse_tensor  # `/` would test for zero
                     store(strip_scales, b, scale * step)

@@ -21,11 +21,13 @@ from hwsim.arithmetic.number import FloatingPoint
 from hwsim.arithmetic.rounding import Rounding
 from hwsim.kernels.numba_cpu import rounding
 from hwsim.kernels.numba_cpu.strips import lanes_of
+from hwsim.kernels.numba_cpu.vector_ir import SHORT_VECTORS
 from hwsim.kernels.random_bits import M1, M2
 
 FRACTION_BITS = 24
 FRACTION_MASK = (1 << FRACTION_BITS) - 1
 MOST_LANES = 16
+PART = 4  # elements that are written past the caches at once: NumPy aligns large arrays to no more than their 16 bytes
 # A factor, and the quotient made with it, take four roundings of at most 2**-24 each: below by five is surely below.
 BELOW_ONE = 1 - 5 * 2.0**-24
 
@@ -55,7 +57,7 @@ def quotient_parameters(fmt: FloatingPoint, rule: Rounding) -> QuotientParameter
 
 
 @intrinsic(prefer_literal=True)
-def round_quotients(typing_context, mode, signs, block, x, out, place, factors, scales, begin, end, p, draw):  # type: ignore[no-untyped-def]
+def round_quotients(typing_context, mode, signs, block, streams, x, out, place, factors, scales, begin, end, p, draw):  # type: ignore[no-untyped-def]
     """Round blocks `begin` to `end` of a strip and return the largest fraction (int32): see the top.
 
     The strip stands at `place` in x and in out. Block b is multiplied by factors[b]; its elements, times the exact
@@ -64,17 +66,17 @@ def round_quotients(typing_context, mode, signs, block, x, out, place, factors, 
     p: QuotientParameters. draw: (tensor's scale, low 16 bits of the strip's first counter, `rounding.run_key`, high
     half of the key), float32 and uint32.
     """
-    if not all(isinstance(constant, types.IntegerLiteral) for constant in (mode, signs, block)):
+    if not all(isinstance(constant, types.IntegerLiteral) for constant in (mode, signs, block, streams)):
         return None
-    rule, length = (mode.literal_value, signs.literal_value), block.literal_value
+    rule, length, past = (mode.literal_value, signs.literal_value), block.literal_value, bool(streams.literal_value)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        place, begin, end, p, draw = (arguments[i] for i in (5, 8, 9, 10, 11))
+        place, begin, end, p, draw = (arguments[i] for i in (6, 9, 10, 11, 12))
         kinds = signature.args
-        data = [context.make_array(kinds[i])(context, builder, arguments[i]).data for i in (3, 4, 6, 7)]
-        numbers = dict(zip(kinds[10].fields, cgutils.unpack_tuple(builder, p), strict=True))
+        data = [context.make_array(kinds[i])(context, builder, arguments[i]).data for i in (4, 5, 7, 8)]
+        numbers = dict(zip(kinds[11].fields, cgutils.unpack_tuple(builder, p), strict=True))
         emitter = _Blocks(builder, lanes_of(length, MOST_LANES), *rule, numbers, cgutils.unpack_tuple(builder, draw))
-        highest = cgutils.alloca_once_value(builder, emitter.whole(0))
+        highest = cgutils.alloca_once_value(builder, emitter.narrowed(emitter.whole(0)))
         with cgutils.for_range(builder, end, start=begin, intp=end.type) as loop:
             first = builder.mul(loop.index, ir.Constant(end.type, length))
             factor, scale = (
@@ -84,15 +86,13 @@ def round_quotients(typing_context, mode, signs, block, x, out, place, factors, 
                 at = builder.add(first, ir.Constant(end.type, piece))
                 value = emitter.load(data[0], builder.add(place, at))
                 result, level = emitter.rounded(value, factor, scale, at)
-                emitter.store(result, data[1], builder.add(place, at))
-                fraction = builder.and_(level, emitter.whole(FRACTION_MASK))
-                so_far = builder.load(highest)
-                higher = builder.icmp_signed(">", fraction, so_far)
-                builder.store(builder.select(higher, fraction, so_far), highest)
+                (emitter.stream if past else emitter.store)(result, data[1], builder.add(place, at))
+                fraction = emitter.narrowed(builder.and_(level, emitter.whole(FRACTION_MASK)))
+                builder.store(emitter.larger(fraction, builder.load(highest)), highest)
         return emitter.largest_of(builder.load(highest))
 
     intp = types.intp
-    return types.int32(mode, signs, block, x, out, intp, factors, scales, intp, intp, p, draw), generate
+    return types.int32(mode, signs, block, streams, x, out, intp, factors, scales, intp, intp, p, draw), generate
 
 
 class _Blocks:
@@ -123,9 +123,31 @@ class _Blocks:
         place = self.builder.gep(data, [index], inbounds=True)
         self.builder.store(value, self.builder.bitcast(place, value.type.as_pointer()), align=4)
 
+    def stream(self, value: Any, data: Any, index: Any) -> None:
+        """Store past the caches: the lines are not read first."""
+        b = self.builder
+        for start in range(0, self.count, PART):
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), PART), list(range(start, start + PART)))
+            part = b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
+            place = b.gep(data, [b.add(index, ir.Constant(index.type, start))], inbounds=True)
+            written = b.store(part, b.bitcast(place, part.type.as_pointer()), align=4 * PART)
+            written.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+    def larger(self, x: Any, y: Any) -> Any:
+        return self.builder.select(self.builder.icmp_signed(">", x, y), x, y)
+
+    def narrowed(self, vector: Any) -> Any:
+        """Return the larger ones of both halves of a vector of integers where registers are short, else the vector."""
+        half, odd = divmod(self.count, 2)
+        if odd or not SHORT_VECTORS:
+            return vector
+        undefined, kind = ir.Constant(vector.type, ir.Undefined), ir.VectorType(ir.IntType(32), half)
+        halves = [ir.Constant(kind, list(range(start, start + half))) for start in (0, half)]
+        return self.larger(*(self.builder.shuffle_vector(vector, undefined, lanes) for lanes in halves))
+
     def largest_of(self, vector: Any) -> Any:
-        name = f"llvm.vector.reduce.smax.v{self.count}i32"
-        kind = ir.FunctionType(ir.IntType(32), [self.integers])
+        name = f"llvm.vector.reduce.smax.v{vector.type.count}i32"
+        kind = ir.FunctionType(ir.IntType(32), [vector.type])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [vector])
 
     def rounded(self, value: Any, factor: Any, scale: Any, at: Any) -> tuple[Any, Any]:
@@ -134,7 +156,7 @@ class _Blocks:
         pattern = b.bitcast(value, self.integers)
         quotient = b.and_(b.bitcast(b.fmul(value, factor), self.integers), self.whole(0x7FFFFFFF))
         field = b.and_(quotient, self.whole(0x7F800000))
-        field = b.select(b.icmp_signed(">", field, p["smallest_field"]), field, p["smallest_field"])
+        field = self.larger(field, p["smallest_field"])
         to_steps = b.bitcast(b.sub(p["inverse"], field), self.floats)
         level = b.fptosi(b.fmul(b.bitcast(quotient, self.floats), to_steps), self.integers)
         if self.rule == rounding.STOCHASTIC:

@@ -31,8 +31,8 @@ from hwsim.kernels.numba_cpu.intrinsics import (
     typed_as,
     wide_vectors,
 )
-from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS
-from hwsim.kernels.numba_cpu.quotients import BELOW_ONE, quotient_parameters, round_quotients
+from hwsim.kernels.numba_cpu.quantize import MAX_FAST_RANDOM_BITS, STREAMING_BYTES
+from hwsim.kernels.numba_cpu.quotients import BELOW_ONE, MOST_LANES, PART, quotient_parameters, round_quotients
 from hwsim.kernels.numba_cpu.rounding import FloatParameters
 from hwsim.kernels.numba_cpu.strips import (
     FLOAT32_LARGEST,
@@ -42,6 +42,7 @@ from hwsim.kernels.numba_cpu.strips import (
     word_at,
 )
 from hwsim.kernels.numba_cpu.threads import MIN_SLICE, run_slices
+from hwsim.kernels.numba_cpu.vector_ir import SHORT_VECTORS
 
 STRIP = 2048  # elements of a row done together
 TOO_HIGH = 220 << 23  # bits of float32 magnitudes from which a block is done in float64 (NaN is above)
@@ -88,13 +89,19 @@ def cast_two_level(
             tensor_scale = find_tensor_scale(x, fmt, cast.overflow)
     element_largest, _, smallest_scale = _ends(fmt)
     second = TwoLevelParameters(tensor_scale, element_largest, smallest_scale)
-    saturate, given = cast.overflow is Overflow.SATURATE, (maxima,) if quick else ()
+    saturate, given = cast.overflow is Overflow.SATURATE, (maxima, _streams(out, fmt.block)) if quick else ()
 
     def run(start: int, stop: int) -> None:
         loop(x, out, scales, start, stop, *given, *parameters, second, saturate, keys)
 
     run_slices(run, outer, least, multiple=1)
     return tensor_scale
+
+
+def _streams(out: np.ndarray, block: int) -> bool:
+    """Whether results go past the caches, where that was measured to be faster: large arrays, without AVX-512."""
+    aligned = out.ctypes.data % (4 * PART) == 0 and out.shape[1] % PART == 0 and lanes_of(block, MOST_LANES) % PART == 0
+    return SHORT_VECTORS and aligned and out.nbytes >= STREAMING_BYTES
 
 
 @lru_cache(maxsize=1024)
@@ -273,7 +280,7 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
     stochastic = mode == rounding.STOCHASTIC
 
     def quick_loop(
-        x, out, scales, start, stop, maxima, p, scale_p, narrow, narrow_scale, step, second, saturate, keys,
+        x, out, scales, start, stop, maxima, streams, p, scale_p, narrow, narrow_scale, step, second, saturate, keys,
     ):  # type: ignore[no-untyped-def]  # fmt: skip
         wide_vectors()
         n = x.shape[1]
@@ -328,15 +335,20 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
                 key_low, key_high = keys[base >> 32, 0], keys[base >> 32, 1]
                 run_key = rounding.run_key(uint32(base), key_low)
                 draw = (tensor_scale, uint32(base & 0xFFFF), run_key, key_high)
-                fraction = round_quotients(
-                    mode, signs, block, flat, flat_out, base, factors, strip_scales, 0, many, narrow, draw
-                )
+                if streams:
+                    fraction = round_quotients(
+                        mode, signs, block, 1, flat, flat_out, base, factors, strip_scales, 0, many, narrow, draw
+                    )
+                else:
+                    fraction = round_quotients(
+                        mode, signs, block, 0, flat, flat_out, base, factors, strip_scales, 0, many, narrow, draw
+                    )
                 if in_doubt or marked > zero or fraction >= narrow.window:
                     for b in range(many):
                         doubt = in_doubt or marks[b] > zero
                         if not doubt:
                             fraction = round_quotients(
-                                mode, signs, block, flat, flat_out, base, factors, strip_scales,
+                                mode, signs, block, 0, flat, flat_out, base, factors, strip_scales,
                                 b, b + 1, narrow, draw,
                             )  # fmt: skip
                             doubt = fraction >= narrow.window

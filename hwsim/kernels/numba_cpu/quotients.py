@@ -62,7 +62,8 @@ def round_quotients(typing_context, mode, signs, block, streams, x, out, place, 
 
     The strip stands at `place` in x and in out. Block b is multiplied by factors[b]; its elements, times the exact
     scales[b] (a power of two smaller, as they are counted in steps), times the tensor's scale, are the results.
-    `mode`, `signs` (SIGNED, or BOTH_ZEROS if the format has -0) and `block` are compile-time constants.
+    `mode`, `signs` (SIGNED, or BOTH_ZEROS if the format has -0), `block` and `streams` are compile-time constants;
+    with `streams` (0 or 1) results go past the caches, and stand where PART of them are aligned.
     p: QuotientParameters. draw: (tensor's scale, low 16 bits of the strip's first counter, `rounding.run_key`, high
     half of the key), float32 and uint32.
     """

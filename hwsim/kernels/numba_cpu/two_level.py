@@ -279,9 +279,9 @@ def _quick_loop(mode: int, signs: int, block: int) -> Any:
     lanes, strip = lanes_of(block), max(1, STRIP // block)
     stochastic = mode == rounding.STOCHASTIC
 
-    def quick_loop(
+    def quick_loop(  # type: ignore[no-untyped-def]
         x, out, scales, start, stop, maxima, streams, p, scale_p, narrow, narrow_scale, step, second, saturate, keys,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         wide_vectors()
         n = x.shape[1]
         whole, blocks = n // block, -(-n // block)

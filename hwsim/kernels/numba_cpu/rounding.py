@@ -177,10 +177,26 @@ def fixed_parameters(cast: Cast, width: int) -> FixedParameters:
 def random_word(index, key_low, key_high):  # type: ignore[no-untyped-def]
     """Return the 32-bit word of one element; all three are uint32, `index` is the counter's low half."""
     x = uint32(index ^ key_low)
-    x = uint32(uint32(x ^ (x >> uint32(16))) * uint32(M1))
+    return mixed_word(uint32(x ^ (x >> uint32(16))), key_high)
+
+
+@numba.njit
+def mixed_word(x, key_high):  # type: ignore[no-untyped-def]
+    """Return the word from a counter that has met the low half of its key: see `random_word` and `run_key`."""
+    x = uint32(x * uint32(M1))
     x = uint32(uint32(x ^ (x >> uint32(15))) ^ key_high)
     x = uint32(x * uint32(M2))
     return uint32(x ^ (x >> uint32(15)))
+
+
+@numba.njit
+def run_key(index, key_low):  # type: ignore[no-untyped-def]
+    """Return what stands for the low half of the key among 2**16 counters that share their upper bits (uint32).
+
+    The low 16 bits of such a counter, xor this, are what `mixed_word` takes: one operation instead of three.
+    """
+    x = uint32((index & uint32(0xFFFF0000)) ^ key_low)
+    return uint32(x ^ (x >> uint32(16)))
 
 
 @numba.njit
@@ -200,14 +216,17 @@ def nearby(a, pattern, emin_bits, parity, mode, p, word):  # type: ignore[no-unt
     """
     zero = typed_as(pattern, 0)
     field = typed_as(pattern, bits_of(a) & p.field_mask)
-    big_bits = typed_as(pattern, max(field, emin_bits) + p.shift_bits)
+    at_least_emin = typed_as(pattern, max(field, emin_bits))
+    big_bits = typed_as(pattern, at_least_emin + p.shift_bits)
     big = float_of(big_bits)
     total = a + big
     t = total - big
     if mode == STOCHASTIC_SHORT:  # steps and the first random_bits bits of the fraction, in one integer
-        count = typed_as(pattern, a * float_of(typed_as(pattern, p.inverse_bits - big_bits)))
+        inverse = typed_as(pattern, typed_as(pattern, p.inverse_bits - p.shift_bits) - at_least_emin)
+        count = typed_as(pattern, a * float_of(inverse))
         noisy = typed_as(pattern, count + top_bits(word, pattern, p.random_bits))
-        step = float_of(typed_as(pattern, big_bits - shift_left(typed_as(pattern, p.fraction), p.fraction)))
+        from_emin = typed_as(pattern, shift_left(typed_as(pattern, p.fraction), p.fraction) - p.shift_bits)
+        step = float_of(typed_as(pattern, at_least_emin - from_emin))
         t = typed_as(a, shift_right(noisy, p.random_bits)) * step
     elif mode != NEAREST_EVEN:
         # Conditional moves of whole results: a comparison turned into a number costs two instructions more.
@@ -245,20 +264,18 @@ def nearby(a, pattern, emin_bits, parity, mode, p, word):  # type: ignore[no-unt
 
 
 @numba.njit
-def round_finite(x, up, mode, p, word):  # type: ignore[no-untyped-def]
+def round_finite(x, up, mode, signs, p, word):  # type: ignore[no-untyped-def]
     """Round finite x into the signed format whose values are 2**e times those of p, saturating.
 
-    `up` is e in the place of the exponent field. The magnitude of x is not far above the largest value.
+    `up` is e in the place of the exponent field. The magnitude of x is not far above the largest value. `signs` is a
+    compile-time constant: SIGNED, or BOTH_ZEROS for a format that surely has -0.
     """
     pattern = bits_of(x)
-    sign = typed_as(pattern, pattern & p.sign_bit)
     a = float_of(typed_as(pattern, pattern & ~p.sign_bit))
     parity = typed_as(pattern, p.parity + shift_right(up, p.fraction))
     t = nearby(a, pattern, typed_as(pattern, p.emin_bits + up), parity, mode, p, word)
     largest = float_of(typed_as(pattern, p.largest_bits + up))
-    t = t if t < largest else largest
-    kept_sign = typed_as(pattern, sign & p.zero_sign) if t == 0 else sign
-    return float_of(typed_as(pattern, bits_of(t) | kept_sign))
+    return float_of(_with_sign(t if t < largest else largest, pattern, signs, p))
 
 
 @numba.njit

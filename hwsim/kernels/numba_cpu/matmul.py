@@ -42,6 +42,7 @@ from hwsim.kernels.numba_cpu.matmul_tile import look_vectors, read32, write_whol
 from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, matrix, share_rows
 from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import threads
+from hwsim.kernels.numba_cpu.whole_numbers import Wholes, whole_numbers
 from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
 LOOK_WORK = 1 << 18  # multiply-accumulates from which a look at operands of known formats repays
@@ -94,21 +95,24 @@ def multiply(
             matmul_counts.add(counters, -(-m // SAMPLE), totals, mac)
         _finish(out, mac, start, bias, k, stream, indices)
         return
-    a_facts, a_largest = look_at(left) if formats[0] is None else facts_and_largest(formats[0])
-    b_facts, b_largest = look_at(right) if formats[1] is None else facts_and_largest(formats[1])
-    if a_facts.special or b_facts.special:
-        left, right = canonical(left), canonical(right)
-        a, b = left.keep, right.keep
     # a format may hold infinities and NaN; they are looked for only if a NaN comes out, since none of the rules but
     # "clamped" can lose one
     unsure = [f for f in formats if f is not None and (isinstance(f, BlockScaled) or f.has_nan or f.infinities)]
+    alone = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
+    wholes = _wholes(left, right, mac, formats) if alone else None
+    (a_facts, a_largest), (b_facts, b_largest) = (
+        (w.facts, w.largest) if w is not None else look_at(x) if f is None else facts_and_largest(f)
+        for w, x, f in zip(wholes or (None, None), (left, right), formats, strict=True)
+    )
+    if a_facts.special or b_facts.special:
+        left, right = canonical(left), canonical(right)
+        a, b = left.keep, right.keep
     start_facts, negative_zero = NOTHING, False
     if start is not None:
         start_facts, negative_zero = facts_of_start(start)
     if unsure and (isinstance(mac.order, Exact | Pairwise) or isinstance(mac.product, ProductTable)):
         a_facts, b_facts = facts(left), facts(right)
-    shortcut = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
-    if shortcut and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts), (a_largest, b_largest)):
+    if alone and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts), (a_largest, b_largest), wholes):
         if bias is not None:  # no sum leaves the range, so there is no NaN to look for
             _finish(out, mac, start, bias, k, stream, indices)
         return
@@ -124,7 +128,7 @@ def multiply(
         _finish(out, mac, start, bias, k, stream, indices)
         return
     largest = (math.inf, math.inf) if unsure else (a_largest, b_largest)
-    in_lanes = _in_lanes(left, right, mac, out, start, (a_facts, b_facts), largest)
+    in_lanes = _in_lanes(left, right, mac, out, start, (a_facts, b_facts), largest, wholes)
     if in_lanes and counters is None:
         if bias is not None:
             _finish(out, mac, start, bias, k, stream, indices)
@@ -150,13 +154,23 @@ def multiply(
         _finish(out, mac, start, bias, k, stream, indices)
 
 
+def _wholes(
+    left: Matrix, right: Matrix, mac: MacSpec, formats: tuple[NumberFormat | None, NumberFormat | None]
+) -> tuple[Wholes, Wholes] | None:
+    """Return both operands as whole numbers, if the kernels of the accumulator take them and they are."""
+    bits = matmul_blas.wanted_bits(mac, left.rows * left.columns * right.columns)
+    one = whole_numbers(left, bits, formats[0]) if bits else None
+    other = None if one is None else whole_numbers(right, bits, formats[1])
+    return None if one is None or other is None else (one, other)
+
+
 def _in_lanes(
     left: Matrix, right: Matrix | Patches, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
-    known: tuple[Facts, Facts], largest: tuple[float, float],
+    known: tuple[Facts, Facts], largest: tuple[float, float], wholes: tuple[Wholes, Wholes] | None = None,
 ) -> bool:  # fmt: skip
     """Try the kernels in lanes of 16 bits; return whether one of them did it."""
     if isinstance(mac.accumulator, FixedPoint):
-        return int16_lanes.multiply(left, right, mac, out, start, known, largest)
+        return int16_lanes.multiply(left, right, mac, out, start, known, largest, wholes)
     return half_lanes.multiply(left, right, mac, out, start, known)
 
 

@@ -14,6 +14,7 @@ from hwsim.kernels.numba_cpu.matmul_driver import _gather, _pack
 from hwsim.kernels.numba_cpu.matmul_tile import copy_vectors, read32, read64, transpose_block, write32
 from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, address_of, share_rows
 from hwsim.kernels.numba_cpu.revision import REVISION
+from hwsim.kernels.numba_cpu.scratch import scratch
 from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.numba_cpu.tile16 import (
     KIND_FLOAT32,
@@ -280,7 +281,7 @@ def run(
     b, b_k, kind_of_codes = right.address, right.row, 0
     pitch = (k + SLIM - 1) // SLIM * SLIM * 2 + 64  # one line more: rows do not meet in the same few cache sets
     if wholes is None or wholes[0].across:
-        codes = np.empty(m * pitch, np.uint8)
+        codes = scratch("codes", m * pitch)
         narrowed(recipe.kind)(left.address, left.row, left.column, m, k, address_of(codes), pitch, numbers.left_scale)
     else:
         codes, pitch = wholes[0].codes, wholes[0].codes.strides[0]

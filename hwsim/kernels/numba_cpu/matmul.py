@@ -26,6 +26,7 @@ from hwsim.kernels.numba_cpu import (
     matmul_counts,
     matmul_exact,
     matmul_terms,
+    matmul_tree,
 )
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
@@ -45,6 +46,7 @@ from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.numba_cpu.whole_numbers import Wholes, whole_numbers
 from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
+SIGN_FORGOTTEN = ("split", "magic")  # rules under which a sum of negative zeros in a tree becomes +0
 LOOK_WORK = 1 << 18  # multiply-accumulates from which a look at operands of known formats repays
 _BLANK = np.zeros(8, np.uint64)
 
@@ -124,7 +126,9 @@ def multiply(
         return
     if isinstance(mac.order, Pairwise) or isinstance(mac.product, ProductTable):
         known = (a_facts, b_facts, start_facts)
-        _by_terms(_array(a), _array(b), mac, out, start, known, stream, k_positions, indices, counters)
+        summed = isinstance(mac.order, Pairwise) and _in_a_tree(left, right, mac, out, start, known)
+        if not summed or counters is not None:
+            _by_terms(_array(a), _array(b), mac, out, start, known, stream, k_positions, indices, counters, summed)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     largest = (math.inf, math.inf) if unsure else (a_largest, b_largest)
@@ -159,8 +163,8 @@ def _wholes(
 ) -> tuple[Wholes, Wholes] | None:
     """Return both operands as whole numbers, if the kernels of the accumulator take them and they are."""
     bits = matmul_blas.wanted_bits(mac, left.rows * left.columns * right.columns)
-    one = whole_numbers(left, bits, formats[0]) if bits else None
-    other = None if one is None else whole_numbers(right, bits, formats[1])
+    one = whole_numbers(left, bits, formats[0], "left") if bits else None
+    other = None if one is None else whole_numbers(right, bits, formats[1], "right")
     return None if one is None or other is None else (one, other)
 
 
@@ -207,11 +211,34 @@ def _exact(
     cast_numpy(sums, mac.cast, stream, None, out, -1, "numba")
 
 
+def _in_a_tree(
+    left: Matrix, right: Matrix, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
+    known: tuple[Facts, Facts, Facts],
+) -> bool:  # fmt: skip
+    """Sum in a balanced tree by vectors over columns; return whether there is such a kernel."""
+    if left.columns < 2 or known[0].wide or known[1].wide or mac.rounding.stochastic:
+        return False
+    try:
+        chosen = plan(mac, left.columns, *known, False, with_start=start is not None)
+    except UnsupportedError:
+        return False
+    if known[0].special or known[1].special:
+        left, right = canonical(left), canonical(right)
+    run(chosen, left, right, mac, out, start, 0, None, None, threads())
+    if chosen.recipe.rule in SIGN_FORGOTTEN:
+        first = np.zeros((1, 1)) if start is None else start
+        matmul_tree.restore_zeros(_array(left.keep), _array(right.keep), first, start is not None, out)
+    elif chosen.recipe.rule == "clamped":
+        out += 0.0  # fixed point has no negative zero
+    return True
+
+
 def _by_terms(
     a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
     known: tuple[Facts, Facts, Facts], stream: int, k_positions: np.ndarray | None, indices: np.ndarray | None,
-    counters: Counters | None,
+    counters: Counters | None, summed: bool = False,
 ) -> None:  # fmt: skip
+    """Sum term by term, and count so; with `summed`, only count."""
     if known[0].wide or known[1].wide:
         raise UnsupportedError(f"matmul: {mac} of float64 operands has no vector kernel")
     for cast in (mac.cast, result_cast(mac), mac.product):
@@ -224,7 +251,8 @@ def _by_terms(
     outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(chunks))
     keys = keys if keys.size else _BLANK
     outer_keys = outer_keys if chunks else _BLANK
-    matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys, index)
+    if not summed:
+        matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys, index)
     if counters is not None:
         some, begin, totals = a[::SAMPLE], None if start is None else start[::SAMPLE], np.zeros(3)
         sums = np.empty((len(some), n), out.dtype)

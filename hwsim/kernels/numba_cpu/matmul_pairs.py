@@ -7,6 +7,7 @@ import numpy as np
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_tile import read32, read64, transpose_block, write32, write64
 from hwsim.kernels.numba_cpu.matrix import address_of, share_rows
+from hwsim.kernels.numba_cpu.scratch import scratch
 from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.numba_cpu.tile_pairs import COLUMNS, ROWS, interleave, tile_pairs, widen_sums, widen_tile
 from hwsim.kernels.numba_cpu.whole_numbers import Wholes
@@ -29,8 +30,7 @@ def multiply(left: Wholes, right: Wholes, k: int, out: np.ndarray, most: int, sh
     rows = -(-m // ROWS) * ROWS
     row = pairs * 4 // 64 * 64 + 64 + _SPARE
     panel = -(-pairs // COLUMNS) * COLUMNS * _STRIDE + _SPARE  # whole blocks of 16 pairs
-    panels = np.empty(-(-n // COLUMNS) * panel + 64, np.uint8)
-    at = (address_of(panels) + 63) // 64 * 64
+    at = address_of(scratch("panels", -(-n // COLUMNS) * panel))
     codes = right.codes
     if right.across:
         _lay_across(address_of(codes), codes.strides[0], n, pairs, at, panel, _STRIDE)
@@ -38,7 +38,7 @@ def multiply(left: Wholes, right: Wholes, k: int, out: np.ndarray, most: int, sh
         _lay_along(address_of(codes), codes.strides[0], k, n, at, panel)
     codes = left.codes
     if left.across:
-        turned = np.empty((rows + COLUMNS) * row, np.uint8)
+        turned = scratch("turned", (rows + COLUMNS) * row)
         _turn(address_of(codes), codes.strides[0], k, m, address_of(turned), row)
         a, a_row = address_of(turned), row
     else:

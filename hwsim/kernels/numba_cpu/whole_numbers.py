@@ -20,6 +20,7 @@ from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_plan import NOTHING, Facts
 from hwsim.kernels.numba_cpu.matmul_tile import read32
 from hwsim.kernels.numba_cpu.matrix import Matrix
+from hwsim.kernels.numba_cpu.scratch import scratch
 from hwsim.kernels.numba_cpu.vector_ir import INT64, Lanes
 
 PADDING = 64  # 16-bit lines are filled up with zeros to a multiple of this
@@ -44,12 +45,13 @@ class Wholes(NamedTuple):
         return Facts(min(top - self.lsb, 24), self.lsb, top)
 
 
-def whole_numbers(x: Matrix, bits: int, fmt: NumberFormat | None = None) -> Wholes | None:
+def whole_numbers(x: Matrix, bits: int, fmt: NumberFormat | None = None, use: str = "codes") -> Wholes | None:
     """Return a float32 operand as integers of 8 or 16 bits; None where a value is none (or none was suggested).
 
     Args:
         x: at least 16 values along memory, which must be contiguous one way.
         fmt: what the operand is known to hold.
+        use: of the `scratch` that the codes stand in.
     """
     across = abs(x.row) < abs(x.column)
     lines, length, stride, step = (x.columns, x.rows, x.column, x.row) if across else x[1:5]
@@ -58,10 +60,10 @@ def whole_numbers(x: Matrix, bits: int, fmt: NumberFormat | None = None) -> Whol
     lsb = -fmt.fraction_bits if isinstance(fmt, FixedPoint) else suggested_lsb(x.address, stride, lines, length)
     if abs(lsb) > _FARTHEST:
         return None
-    if bits == 8:
-        codes = np.empty((lines, length), np.int8)
-    else:  # one cache line more: lines do not meet in the same few cache sets
-        codes = np.empty((lines, -(-length // PADDING) * PADDING + 32), np.int16)
+    width = length
+    if bits == 16:  # one cache line more: lines do not meet in the same few cache sets
+        width = -(-length // PADDING) * PADDING + 32
+    codes = scratch(use, lines * width * bits // 8).view(np.int8 if bits == 8 else np.int16).reshape(lines, width)
     largest = convert(x.address, stride, lines, length, codes, 2.0**lsb, 2.0 ** (bits - 1 + lsb))
     return Wholes(codes, across, lsb, largest) if largest >= 0 else None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
-from hwsim.arithmetic.rounding import Overflow
+from hwsim.arithmetic.rounding import Overflow, RoundingMode
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
@@ -35,6 +35,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import (
     Facts,
     Plan,
     check_specials,
+    exact_plan,
     facts_of_format,
     general_recipe,
     plan,
@@ -202,12 +203,17 @@ def _exact(
     a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
     known: tuple[Facts, Facts, Facts], stream: int, indices: np.ndarray | None,
 ) -> None:  # fmt: skip
-    if mac.product != "exact":
-        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
     if mac.rounding.stochastic and indices is not None:
         raise UnsupportedError("matmul: order exact with stochastic rounding runs on whole matrices only")
     general_recipe(mac.cast)  # raises where the format is too wide
-    sums = matmul_exact.exact_sums(a, b, mac, start, known)
+    if mac.product == "exact":
+        sums = matmul_exact.exact_sums(a, b, mac, start, known)
+    elif isinstance(mac.product, Cast) and mac.rounding.mode is not RoundingMode.DOWN:
+        sums = np.empty(out.shape)
+        chosen = exact_plan(mac.product, a.shape[1], *known)
+        run(chosen, matrix(a), matrix(b), mac, sums, start, 0, None, None, threads())
+    else:
+        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
     cast_numpy(sums, mac.cast, stream, None, out, -1, "numba")
 
 

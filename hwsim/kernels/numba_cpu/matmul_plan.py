@@ -139,6 +139,23 @@ def plan(
     )  # fmt: skip
 
 
+def exact_plan(product: Cast, k: int, a: Facts, b: Facts, start: Facts) -> Plan:
+    """Return the recipe that rounds each product and adds them in float64, where a bound proves every sum exact.
+
+    Raises:
+        UnsupportedError: there is no such bound, or products draw random bits.
+    """
+    term = Facts(a.precision + b.precision, a.lsb + b.lsb, a.top + b.top, a.special or b.special, a.wide or b.wide)
+    check_specials(product, term.special)
+    rounded = _product(product, term)[-1]
+    top = max(rounded.top + k.bit_length(), start.top) + 1
+    if rounded.special or start.special or top - min(rounded.lsb, start.lsb) > 53 or product.rounding.stochastic:
+        raise UnsupportedError(f"matmul: products rounded to {product} and summed exactly have no vector kernel here")
+    rule, block = _general(product, 64)
+    recipe = Recipe(64, "near", "none", rule)
+    return Plan(recipe, processor_mode(recipe), np.concatenate([empty_block(64), block]))
+
+
 def _nan_is_error(cast: Cast) -> bool:
     return cast.overflow is Overflow.ERROR or not cast.format.has_nan
 

@@ -69,7 +69,7 @@ def test_trees_of_every_length_equal_a_plain_recursion(accumulator, rules):
     assert set(rules) == {"split"}
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_trees_equal_the_reference(data):
     compare_a_random_case(data)

@@ -98,10 +98,10 @@ def _on_cpu(
         start = None if start is None else start.reshape(-1, n)
     places = None if k_positions is None else np.asarray(k_positions, np.int64)
     batch = values.shape[:-2]
-    for number, at in enumerate(np.ndindex(*batch)):
-        rows = np.arange(m) if row_positions is None else np.asarray(row_positions, np.int64)
+    for number, at in enumerate(np.ndindex(*batch) if batch else [()]):
         indices = None
         if batch or row_positions is not None:
+            rows = np.arange(m) if row_positions is None else np.asarray(row_positions, np.int64)
             indices = (number * m + rows) * n
         one = Job(
             _item(a, at, batch), _item(b, at, batch), mac, values[at], None if start is None else start[at],

@@ -46,7 +46,7 @@ ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("float8_e4m3fn", "bfloat16, order=kahan", 0.1, "ratio"),
     ("float8_e4m3fn", "bfloat16 stochastic", 0.1, "ratio"),
     ("float8_e4m3fn", "bfloat16, order=exact", 0.0, "ratio"),
-    ("float8_e4m3fn", "bfloat16, order=pairwise", 0.0, "ratio"),
+    ("float8_e4m3fn", "bfloat16, order=pairwise", 0.1, "ratio"),
     ("int8", "int16", 1.0, "ratio"),
     ("int8", "int24", 0.7, "ratio"),
     ("int8", "int32", 3.0, "ratio"),

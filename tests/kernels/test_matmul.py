@@ -326,6 +326,7 @@ def test_sums_that_blas_gives_are_those_of_the_exact_kernels(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(matmul_blas, "_norm", lambda *_: 0.0)  # the deliberate break: a bound that proves too much
     monkeypatch.setattr(matmul_blas, "_norms", lambda *_: 0.0)
+    monkeypatch.setattr(matmul_blas, "largest_norm", lambda *_, **__: 0.0)
     with pytest.raises(AssertionError, match="differ"):
         assert_same(matmul(a, b, "int16"), shortcut["int16"])
 
@@ -362,6 +363,22 @@ def test_errors_stay_within_the_known_bounds():
         assert error.max() <= gamma
         errors[order] = error.mean()
     assert errors["exact"] <= errors["kahan"] < errors["pairwise"] < errors["sequential"]
+
+
+@pytest.mark.parametrize("product", ["bfloat16", "float8_e4m3fn saturate", "e5m3 toward_zero"])
+def test_rounded_products_are_summed_exactly(product):
+    rng = np.random.default_rng(16)
+    a, b = (rng.integers(-31, 32, shape).astype(np.float32) / 8 for shape in ((5, 90), (90, 37)))
+    a[0], b[:, 0] = -0.0, 1.0
+    c = operand(rng, (5, 37), "float8_e4m3fn", "normal")
+    mac = MacSpec("e6m5", product=product, order="exact")
+    for start in (None, c, np.full_like(c, -0.0)):
+        got, expected = both(a, b, mac, start)
+        assert got is not None
+        assert_same(got, expected)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_same(matmul(a, b, "e6m5, order=exact"), both(a, b, mac)[1])
+    assert both(operand(rng, (2, 9), "float32", "wide"), b[:9], mac)[0] is None  # no bound
 
 
 def test_the_reference_is_one_rounding_of_the_exact_sum():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -10,9 +11,10 @@ import numpy as np
 
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import _gather, _pack
-from hwsim.kernels.numba_cpu.matmul_tile import read32, read64, write32
-from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, share_rows
+from hwsim.kernels.numba_cpu.matmul_tile import copy_vectors, read32, read64, transpose_block, write32
+from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, address_of, share_rows
 from hwsim.kernels.numba_cpu.revision import REVISION
+from hwsim.kernels.numba_cpu.scratch import scratch
 from hwsim.kernels.numba_cpu.threads import threads
 from hwsim.kernels.numba_cpu.tile16 import (
     KIND_FLOAT32,
@@ -22,11 +24,13 @@ from hwsim.kernels.numba_cpu.tile16 import (
     Recipe16,
     join16,
     narrow32,
+    part,
     tile16,
     widen32,
     write16,
 )
 from hwsim.kernels.numba_cpu.vector_ir import SHORT_VECTORS
+from hwsim.kernels.numba_cpu.whole_numbers import Wholes
 
 WIDE = 64  # columns of a full tile: two vectors
 SLIM = 32
@@ -41,9 +45,10 @@ def kernel(recipe: Recipe16) -> Callable[..., int]:
     The function takes addresses, and strides in bytes::
 
         f(left, left_row, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
-          low, high, scale, start_scale, offset, shift, step, k_table, n_table)
+          low, high, scale, start_scale, offset, shift, step, k_table, n_table, codes)
 
-    left: the left operand from `narrowed`, consecutive in k. b: float32, times `scale` an integer of 16 bits.
+    left: the left operand from `narrowed`, consecutive in k. b: float32, times `scale` an integer of 16 bits; or
+    (`codes` 1 or 2) lines of 16-bit integers along n or along k, `b_k` bytes apart and filled up (`whole_numbers`).
     start: float64 (0: none), `* start_scale - offset` is its integer. A result is ((sum + offset) >> shift) * step.
     k_table, n_table: as in `matmul_driver.kernel`.
     """
@@ -63,6 +68,7 @@ def _build(text: str, kind: int, outer: str, most: int, wide: int, states: int, 
     def multiply(  # type: ignore[no-untyped-def]
         left, left_row, b, b_k, b_n, start, start_row, start_n, out, out_row, first_row, last_row, n, k, chunk,
         low, high, scale, start_scale, offset, shift, step, k_table, n_table,
+        codes,
     ):  # fmt: skip
         _ = revision
         state_array = np.empty(states * most * wide * 2 + 64, np.uint8)
@@ -82,6 +88,12 @@ def _build(text: str, kind: int, outer: str, most: int, wide: int, states: int, 
                     some = min(STRIP, k - begin)
                     _gather(32, b, k_table + 8 * begin, n_table + 8 * first, strip, columns, width, some)
                     _narrow_strip(kind, strip, width * 4, width, some, panel + begin * width * 2, width * 2, scale)
+            elif codes == 1:
+                for i in range(k):
+                    for j in range(0, width * 2, 64):
+                        copy_vectors(32, 1, b + i * b_k + first * 2 + j, panel + i * width * 2 + j)
+            elif codes == 2:
+                _turn_codes(b + first * b_k, b_k, k, columns, panel, width, strip)
             else:
                 _narrow(kind, b + first * b_n, b_k, b_n, k, columns, width, panel, width * 2, strip, scale)
             row = first_row
@@ -182,6 +194,23 @@ def _narrow_strip(kind, source, row, width, rows, target, target_row, scale):  #
 
 
 @compiled
+def _turn_codes(source, line, k, columns, panel, width, strip):  # type: ignore[no-untyped-def]
+    """Turn `columns` lines of k 16-bit integers into k rows of `width`: blocks of 16 lines x 16 pairs."""
+    block, spare = strip, strip + 16 * 64
+    for j in range(0, columns, 16):
+        for i in range(0, k, 32):
+            at, row = source + j * line + 2 * i, line
+            if columns - j < 16:
+                at, row = spare + 64, 64
+                for r in range(columns - j):
+                    copy_vectors(32, 1, source + (j + r) * line + 2 * i, at + 64 * r)
+            transpose_block(32, at, row, block, 64)
+            for p in range(min(16, (k - i + 1) // 2)):
+                target = panel + (i + 2 * p) * width * 2 + j * 2
+                part(block + 64 * p, target, target + width * 2 if i + 2 * p + 1 < k else spare)
+
+
+@compiled
 def _clear(address, size):  # type: ignore[no-untyped-def]
     for i in range(0, size, 4):
         write32(address + i, np.float32(0))
@@ -237,18 +266,32 @@ class Numbers(NamedTuple):
 
 def run(
     recipe: Recipe16, left: Matrix, right: Matrix | Patches, out: np.ndarray, start: np.ndarray | None, chunk: int,
-    limits: tuple[int, int], numbers: Numbers,
+    limits: tuple[int, int], numbers: Numbers, wholes: tuple[Wholes, Wholes] | None = None,
 ) -> None:  # fmt: skip
-    """Run one GEMM of float32 operands into `out` (float32), its rows shared among threads where that pays."""
+    """Run one GEMM of float32 operands into `out` (float32), its rows shared among threads where that pays.
+
+    Args:
+        wholes: the operands as integers of 16 bits, times what `numbers.left_scale` says; used up.
+    """
     k_places = n_places = None
     if isinstance(right, Patches):
         k_places, n_places = right.k_places * 4, right.n_places * 4
         right = Matrix(address_of(right.values), len(k_places), len(n_places), 0, 0, 32, right.values)
     m, k, n = left.rows, left.columns, right.columns
+    b, b_k, kind_of_codes = right.address, right.row, 0
     pitch = (k + SLIM - 1) // SLIM * SLIM * 2 + 64  # one line more: rows do not meet in the same few cache sets
-    codes = np.empty(m * pitch, np.uint8)
+    if wholes is None or wholes[0].across:
+        codes = scratch("codes", m * pitch)
+        narrowed(recipe.kind)(left.address, left.row, left.column, m, k, address_of(codes), pitch, numbers.left_scale)
+    else:
+        codes, pitch = wholes[0].codes, wholes[0].codes.strides[0]
+        up = math.frexp(numbers.left_scale)[1] - 1 + wholes[0].lsb
+        if up:
+            np.left_shift(codes, up, out=codes)
     codes_at = address_of(codes)
-    narrowed(recipe.kind)(left.address, left.row, left.column, m, k, codes_at, pitch, numbers.left_scale)
+    if wholes is not None:
+        other = wholes[1]
+        b, b_k, kind_of_codes = address_of(other.codes), other.codes.strides[0], 2 if other.across else 1
     function = kernel(recipe)
     first = (0, 0, 0) if start is None else (address_of(start), *start.strides)
     tables = (0, 0) if k_places is None or n_places is None else (address_of(k_places), address_of(n_places))
@@ -256,13 +299,8 @@ def run(
 
     def share(begin: int, end: int) -> int:
         return function(
-            codes_at, pitch, right.address, right.row, right.column, *first, target, out.strides[0], begin, end, n, k,
-            chunk, *limits, *numbers[1:], *tables,
+            codes_at, pitch, b, b_k, right.column, *first, target, out.strides[0], begin, end, n, k,
+            chunk, *limits, *numbers[1:], *tables, kind_of_codes,
         )  # fmt: skip
 
     share_rows(share, m, m * n * k, threads())
-
-
-def address_of(x: np.ndarray) -> int:
-    """Return where an array's data starts."""
-    return int(x.__array_interface__["data"][0])

@@ -20,6 +20,7 @@ from hwsim.kernels.numba_cpu import driver16
 from hwsim.kernels.numba_cpu.matmul_plan import Facts
 from hwsim.kernels.numba_cpu.matrix import Matrix, Patches
 from hwsim.kernels.numba_cpu.tile16 import Recipe16
+from hwsim.kernels.numba_cpu.whole_numbers import Wholes
 
 BITS = 16
 MOST = (1 << (BITS - 1)) - 1
@@ -28,12 +29,13 @@ _FARTHEST_STEP = 100  # exponents of float32 that need no care
 
 def multiply(
     left: Matrix, right: Matrix | Patches, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
-    facts: tuple[Facts, Facts], largest: tuple[float, float],
+    facts: tuple[Facts, Facts], largest: tuple[float, float], wholes: tuple[Wholes, Wholes] | None = None,
 ) -> bool:  # fmt: skip
     """Compute one GEMM into `out` if 16-bit integer steps are exactly those of `mac`; return whether they were.
 
     Args:
         largest: the largest magnitude in each operand.
+        wholes: the operands as integers of 16 bits, if they are; used up.
     """
     fmt, order = mac.accumulator, mac.order
     if not isinstance(fmt, FixedPoint) or fmt.bits > BITS or not isinstance(order, Sequential | Chunked):
@@ -48,8 +50,8 @@ def multiply(
     grid = sum(places) + fmt.fraction_bits  # products are multiples of 2**grid steps
     if grid < 0 or max(*map(abs, places), grid, abs(fmt.fraction_bits)) > _FARTHEST_STEP:
         return False
-    wholes = [top * 2.0**-place for top, place in zip(largest, places, strict=True)]
-    chosen = _step(fmt, mac.overflow is Overflow.WRAP, grid, *wholes)
+    sizes = [top * 2.0**-place for top, place in zip(largest, places, strict=True)]
+    chosen = _step(fmt, mac.overflow is Overflow.WRAP, grid, *sizes)
     if chosen is None or (chosen[0] == "whole clamped" and isinstance(order, Chunked)):
         return False
     step, shift = chosen
@@ -65,7 +67,7 @@ def multiply(
     limits = (int(fmt.lowest / fmt.step), int(fmt.largest / fmt.step))
     recipe = Recipe16(step, outer=step if isinstance(order, Chunked) else "none")
     chunk = order.size if isinstance(order, Chunked) else max(left.columns, 1)
-    driver16.run(recipe, left, right, out, start, chunk, limits, numbers)
+    driver16.run(recipe, left, right, out, start, chunk, limits, numbers, wholes)
     return True
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hwsim.arithmetic.mac import Chunked, Exact, Fused, MacSpec, Pairwise, ProductTable
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat
-from hwsim.arithmetic.rounding import Overflow
+from hwsim.arithmetic.rounding import Overflow, RoundingMode
 from hwsim.arithmetic.storage import Cast
 from hwsim.errors import SpecError, UnsupportedError
 from hwsim.kernels import random_bits
@@ -26,6 +26,7 @@ from hwsim.kernels.numba_cpu import (
     matmul_counts,
     matmul_exact,
     matmul_terms,
+    matmul_tree,
 )
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_driver import kernel
@@ -34,6 +35,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import (
     Facts,
     Plan,
     check_specials,
+    exact_plan,
     facts_of_format,
     general_recipe,
     plan,
@@ -42,8 +44,10 @@ from hwsim.kernels.numba_cpu.matmul_tile import look_vectors, read32, write_whol
 from hwsim.kernels.numba_cpu.matrix import Matrix, Patches, matrix, share_rows
 from hwsim.kernels.numba_cpu.quantize import cast_into
 from hwsim.kernels.numba_cpu.threads import threads
+from hwsim.kernels.numba_cpu.whole_numbers import Wholes, whole_numbers
 from hwsim.kernels.reference.matmul import Stage, result_carrier, result_cast, stage_stream
 
+SIGN_FORGOTTEN = ("split", "magic")  # rules under which a sum of negative zeros in a tree becomes +0
 LOOK_WORK = 1 << 18  # multiply-accumulates from which a look at operands of known formats repays
 _BLANK = np.zeros(8, np.uint64)
 
@@ -94,21 +98,24 @@ def multiply(
             matmul_counts.add(counters, -(-m // SAMPLE), totals, mac)
         _finish(out, mac, start, bias, k, stream, indices)
         return
-    a_facts, a_largest = look_at(left) if formats[0] is None else facts_and_largest(formats[0])
-    b_facts, b_largest = look_at(right) if formats[1] is None else facts_and_largest(formats[1])
-    if a_facts.special or b_facts.special:
-        left, right = canonical(left), canonical(right)
-        a, b = left.keep, right.keep
     # a format may hold infinities and NaN; they are looked for only if a NaN comes out, since none of the rules but
     # "clamped" can lose one
     unsure = [f for f in formats if f is not None and (isinstance(f, BlockScaled) or f.has_nan or f.infinities)]
+    alone = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
+    wholes = _wholes(left, right, mac, formats) if alone else None
+    (a_facts, a_largest), (b_facts, b_largest) = (
+        (w.facts, w.largest) if w is not None else look_at(x) if f is None else facts_and_largest(f)
+        for w, x, f in zip(wholes or (None, None), (left, right), formats, strict=True)
+    )
+    if a_facts.special or b_facts.special:
+        left, right = canonical(left), canonical(right)
+        a, b = left.keep, right.keep
     start_facts, negative_zero = NOTHING, False
     if start is not None:
         start_facts, negative_zero = facts_of_start(start)
     if unsure and (isinstance(mac.order, Exact | Pairwise) or isinstance(mac.product, ProductTable)):
         a_facts, b_facts = facts(left), facts(right)
-    shortcut = start is None and counters is None and not unsure and isinstance(mac.accumulator, FixedPoint)
-    if shortcut and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts), (a_largest, b_largest)):
+    if alone and matmul_blas.multiply(a, b, mac, out, (a_facts, b_facts), (a_largest, b_largest), wholes):
         if bias is not None:  # no sum leaves the range, so there is no NaN to look for
             _finish(out, mac, start, bias, k, stream, indices)
         return
@@ -120,11 +127,13 @@ def multiply(
         return
     if isinstance(mac.order, Pairwise) or isinstance(mac.product, ProductTable):
         known = (a_facts, b_facts, start_facts)
-        _by_terms(_array(a), _array(b), mac, out, start, known, stream, k_positions, indices, counters)
+        summed = isinstance(mac.order, Pairwise) and _in_a_tree(left, right, mac, out, start, known)
+        if not summed or counters is not None:
+            _by_terms(_array(a), _array(b), mac, out, start, known, stream, k_positions, indices, counters, summed)
         _finish(out, mac, start, bias, k, stream, indices)
         return
     largest = (math.inf, math.inf) if unsure else (a_largest, b_largest)
-    in_lanes = _in_lanes(left, right, mac, out, start, (a_facts, b_facts), largest)
+    in_lanes = _in_lanes(left, right, mac, out, start, (a_facts, b_facts), largest, wholes)
     if in_lanes and counters is None:
         if bias is not None:
             _finish(out, mac, start, bias, k, stream, indices)
@@ -150,13 +159,23 @@ def multiply(
         _finish(out, mac, start, bias, k, stream, indices)
 
 
+def _wholes(
+    left: Matrix, right: Matrix, mac: MacSpec, formats: tuple[NumberFormat | None, NumberFormat | None]
+) -> tuple[Wholes, Wholes] | None:
+    """Return both operands as whole numbers, if the kernels of the accumulator take them and they are."""
+    bits = matmul_blas.wanted_bits(mac, left.rows * left.columns * right.columns)
+    one = whole_numbers(left, bits, formats[0], "left") if bits else None
+    other = None if one is None else whole_numbers(right, bits, formats[1], "right")
+    return None if one is None or other is None else (one, other)
+
+
 def _in_lanes(
     left: Matrix, right: Matrix | Patches, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
-    known: tuple[Facts, Facts], largest: tuple[float, float],
+    known: tuple[Facts, Facts], largest: tuple[float, float], wholes: tuple[Wholes, Wholes] | None = None,
 ) -> bool:  # fmt: skip
     """Try the kernels in lanes of 16 bits; return whether one of them did it."""
     if isinstance(mac.accumulator, FixedPoint):
-        return int16_lanes.multiply(left, right, mac, out, start, known, largest)
+        return int16_lanes.multiply(left, right, mac, out, start, known, largest, wholes)
     return half_lanes.multiply(left, right, mac, out, start, known)
 
 
@@ -184,20 +203,48 @@ def _exact(
     a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
     known: tuple[Facts, Facts, Facts], stream: int, indices: np.ndarray | None,
 ) -> None:  # fmt: skip
-    if mac.product != "exact":
-        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
     if mac.rounding.stochastic and indices is not None:
         raise UnsupportedError("matmul: order exact with stochastic rounding runs on whole matrices only")
     general_recipe(mac.cast)  # raises where the format is too wide
-    sums = matmul_exact.exact_sums(a, b, mac, start, known)
+    if mac.product == "exact":
+        sums = matmul_exact.exact_sums(a, b, mac, start, known)
+    elif isinstance(mac.product, Cast) and mac.rounding.mode is not RoundingMode.DOWN:
+        sums = np.empty(out.shape)
+        chosen = exact_plan(mac.product, a.shape[1], *known)
+        run(chosen, matrix(a), matrix(b), mac, sums, start, 0, None, None, threads())
+    else:
+        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
     cast_numpy(sums, mac.cast, stream, None, out, -1, "numba")
+
+
+def _in_a_tree(
+    left: Matrix, right: Matrix, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
+    known: tuple[Facts, Facts, Facts],
+) -> bool:  # fmt: skip
+    """Sum in a balanced tree by vectors over columns; return whether there is such a kernel."""
+    if left.columns < 2 or known[0].wide or known[1].wide or mac.rounding.stochastic:
+        return False
+    try:
+        chosen = plan(mac, left.columns, *known, False, with_start=start is not None)
+    except UnsupportedError:
+        return False
+    if known[0].special or known[1].special:
+        left, right = canonical(left), canonical(right)
+    run(chosen, left, right, mac, out, start, 0, None, None, threads())
+    if chosen.recipe.rule in SIGN_FORGOTTEN:
+        first = np.zeros((1, 1)) if start is None else start
+        matmul_tree.restore_zeros(_array(left.keep), _array(right.keep), first, start is not None, out)
+    elif chosen.recipe.rule == "clamped":
+        out += 0.0  # fixed point has no negative zero
+    return True
 
 
 def _by_terms(
     a: np.ndarray, b: np.ndarray, mac: MacSpec, out: np.ndarray, start: np.ndarray | None,
     known: tuple[Facts, Facts, Facts], stream: int, k_positions: np.ndarray | None, indices: np.ndarray | None,
-    counters: Counters | None,
+    counters: Counters | None, summed: bool = False,
 ) -> None:  # fmt: skip
+    """Sum term by term, and count so; with `summed`, only count."""
     if known[0].wide or known[1].wide:
         raise UnsupportedError(f"matmul: {mac} of float64 operands has no vector kernel")
     for cast in (mac.cast, result_cast(mac), mac.product):
@@ -210,7 +257,8 @@ def _by_terms(
     outer_keys = keys_of(stage_stream(stream, Stage.OUTER), np.arange(chunks))
     keys = keys if keys.size else _BLANK
     outer_keys = outer_keys if chunks else _BLANK
-    matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys, index)
+    if not summed:
+        matmul_terms.multiply(a, b, mac, out, start, keys, outer_keys, index)
     if counters is not None:
         some, begin, totals = a[::SAMPLE], None if start is None else start[::SAMPLE], np.zeros(3)
         sums = np.empty((len(some), n), out.dtype)

@@ -2,9 +2,10 @@
 
 An integer sum that stays in range (or is only taken modulo 2**bits at the end) does not depend on its order. Where the
 processor adds products of bytes (VNNI and its like), operands of 8 bits go through `torch._int_mm`; elsewhere that is
-either silently wrong or a plain loop, fifty times slower than a float32 product. All others, and all operands on other
-processors, go through float32 or float64, where a bound proves every partial sum exact: products of two 8-bit integers
-stay below 2**24 for 1024 terms, so longer sums are made of float32 products over pieces of k, added in float64.
+either silently wrong or a plain loop, fifty times slower than a float32 product. With AVX2 alone, operands of up to 16
+bits go through products of pairs (`matmul_pairs`). All others, and all operands on other processors, go through float32
+or float64, where a bound proves every partial sum exact: products of two 8-bit integers stay below 2**24 for 1024
+terms, so longer sums are made of float32 products over pieces of k, added in float64.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from llvmlite.binding import get_host_cpu_features
 from hwsim.arithmetic.mac import Chunked, Exact, MacSpec, Pairwise, Sequential
 from hwsim.arithmetic.number import FixedPoint
 from hwsim.arithmetic.rounding import Overflow
+from hwsim.kernels.numba_cpu import matmul_pairs
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.intrinsics import wide_vectors
 from hwsim.kernels.numba_cpu.matmul_plan import Facts
+from hwsim.kernels.numba_cpu.matmul_tile import read32, write32, write64
+from hwsim.kernels.numba_cpu.matrix import address_of
+from hwsim.kernels.numba_cpu.tile_pairs import PAIR_PRODUCTS, ROWS, widen_sums
+from hwsim.kernels.numba_cpu.whole_numbers import Wholes, largest_norm
 
 SMALLEST_WORK = 1 << 18  # multiply-accumulates below which the bound costs more than it saves
 INTEGER_WORK = 1 << 22
@@ -30,13 +36,25 @@ SHORTEST_PIECE = 128  # terms below which a float64 product is cheaper than floa
 BYTE_PRODUCTS = any(get_host_cpu_features().get(name) for name in ("avx512vnni", "avxvnni", "dotprod"))
 
 
+def wanted_bits(mac: MacSpec, work: int) -> int:
+    """Return how wide the whole numbers are that the kernels of this accumulator take; 0 where they take none."""
+    fmt = mac.accumulator
+    if not isinstance(fmt, FixedPoint) or mac.product != "exact" or work < INTEGER_WORK:
+        return 0
+    if fmt.bits <= 16 and mac.overflow is not Overflow.WRAP:
+        return 16  # what comes of a sum that may saturate goes through lanes of 16 bits
+    return 0 if not fmt.signed else 8 if BYTE_PRODUCTS else 16 if PAIR_PRODUCTS else 0
+
+
 def multiply(
-    a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, Facts], largest: tuple[float, float]
-) -> bool:
+    a: Any, b: Any, mac: MacSpec, out: np.ndarray, facts: tuple[Facts, Facts], largest: tuple[float, float],
+    wholes: tuple[Wholes, Wholes] | None = None,
+) -> bool:  # fmt: skip
     """Compute a @ b into `out` if a bound proves that BLAS gives the same; return whether it did.
 
     Args:
         largest: the largest magnitude in each operand, or more.
+        wholes: the operands as whole numbers, if they are.
     """
     fmt, order = mac.accumulator, mac.order
     k, work = a.shape[1], out.size * a.shape[1]
@@ -47,35 +65,89 @@ def multiply(
     if not one_sum or any(f.special or f.wide for f in facts) or lsb < -fmt.fraction_bits or lsb > 1000:
         return False
     wraps = mac.overflow is Overflow.WRAP
-    limit = math.inf if wraps else min(fmt.largest, -fmt.lowest)
+    largest_sum, lowest, step = _range(fmt)
+    limit = math.inf if wraps else min(largest_sum, -lowest)
     bound = k * largest[0] * largest[1]
     if bound > limit:
-        # Cauchy and Schwarz; the norms are rounded. One row and one column tell most of what does not fit
-        bound = _norm(a[0]) * _norm(b[:, 0])
-        if bound <= limit:
-            bound = _norms(_tensor(a), 1) * _norms(_tensor(b), 0) * (1 + 2.0**-20)
+        bound = _closer_bound(a, b, wholes, limit)
         if bound > limit:
             return False
-    x, y = _tensor(a), _tensor(b)
     steps = bound * 2.0**-lsb
-    eight_bits = fmt.signed and (not wraps or lsb == -fmt.fraction_bits) and work >= INTEGER_WORK and steps < 2.0**31
-    if eight_bits and BYTE_PRODUCTS:
-        eight = [_as_int8(v, f.lsb, top) for v, f, top in zip((x, y), facts, largest, strict=True)]
-        if all(v is not None for v in eight) and integer_product_works():
-            import torch
-
-            shift = 32 - fmt.bits if wraps and fmt.bits < 32 else 0
-            _store_integers(torch._int_mm(*eight).numpy(), out, np.int32(shift), 2.0**lsb)
-            return True
-    if max(steps, bound / fmt.step - fmt.lowest / fmt.step if wraps else 0.0) > 2.0**53:
+    whole = fmt.signed and (not wraps or lsb == -fmt.fraction_bits)
+    if whole and wholes is not None and _multiply_integers(wholes, k, fmt, wraps, steps, out):
+        return True
+    if max(steps, (bound - lowest) / step if wraps else 0.0) > 2.0**53:
         return False
-    sums = _sums(x, y, steps, largest[0] * largest[1] * 2.0**-lsb, out)
+    sums = _sums(_tensor(a), _tensor(b), steps, largest[0] * largest[1] * 2.0**-lsb, out)
     if wraps:
-        _store_wrapped(sums.numpy(), out, fmt.lowest, fmt.step * 2.0**fmt.bits, 2.0**-fmt.bits / fmt.step)
+        _store_wrapped(sums.numpy(), out, lowest, step * 2.0**fmt.bits, 2.0**-fmt.bits / step)
     else:
         import torch
 
         torch.add(sums, 0.0, out=torch.from_numpy(out))  # fixed point has no negative zero
+    return True
+
+
+@cache
+def _range(fmt: FixedPoint) -> tuple[float, float, float]:
+    """Return the largest value, the lowest and the step."""
+    return fmt.largest, fmt.lowest, fmt.step
+
+
+def _closer_bound(a: Any, b: Any, wholes: tuple[Wholes, Wholes] | None, limit: float) -> float:
+    """Bound every partial sum by Cauchy and Schwarz; the first row and column tell most of what does not fit."""
+    if wholes is not None:
+        left, right = wholes
+        sides = (left, not left.across, a.shape[left.across - 1]), (right, right.across, b.shape[not right.across])
+        first = math.prod(largest_norm(*side, first_only=True) for side in sides)
+        return first if first > limit else math.prod(largest_norm(*side) for side in sides)
+    bound = _norm(a[0]) * _norm(b[:, 0])  # the norms are rounded
+    return bound if bound > limit else _norms(_tensor(a), 1) * _norms(_tensor(b), 0) * (1 + 2.0**-20)
+
+
+def _multiply_integers(
+    wholes: tuple[Wholes, Wholes], k: int, fmt: FixedPoint, wraps: bool, steps: float, out: np.ndarray
+) -> bool:
+    """Multiply whole numbers, sums held in 32 bits; return whether that is exact (modulo 2**bits where it wraps).
+
+    Args:
+        steps: no sum is larger, in units of the last place.
+    """
+    left, right = wholes
+    shift = 32 - fmt.bits if wraps and fmt.bits < 32 else 0
+    scale = 2.0 ** (left.lsb + right.lsb)
+    if not out.flags.c_contiguous:
+        return False
+    if BYTE_PRODUCTS:
+        fits = steps < 2.0**31 and integer_product_works()
+        return fits and _multiply_bytes(left, right, k, out, shift, scale)
+    most = k if steps < 2.0**31 or (wraps and fmt.bits <= 32) else 0
+    if not most and not wraps:
+        most = int((2.0**31 - 1) / (left.largest * right.largest / scale)) // 2 * 2
+    if not PAIR_PRODUCTS or len(out) < ROWS or most < min(k, SHORTEST_PIECE):
+        return False
+    matmul_pairs.multiply(left, right, k, out, most, shift, scale)
+    return True
+
+
+def _multiply_bytes(left: Wholes, right: Wholes, k: int, out: np.ndarray, shift: int, scale: float) -> bool:
+    """Write left @ right into `out` by `torch._int_mm` if all fit 8 bits; return whether they do.
+
+    The sums of 32 bits stand at the end of `out`, from where they are widened in ascending order.
+    """
+    import torch
+
+    (m, n), sides = out.shape, []
+    for whole, size in ((left, m), (right, n)):
+        codes = whole.codes
+        if codes.dtype != np.int8:
+            if whole.largest > 127 * 2.0**whole.lsb:
+                return False
+            codes = codes[:, : size if whole.across == (whole is left) else k].astype(np.int8)
+        sides.append(torch.from_numpy(codes.T if whole.across else codes))
+    sums = out.reshape(-1).view(np.int32)[-m * n :].reshape(m, n)
+    torch._int_mm(*sides, out=torch.from_numpy(sums))
+    _store_integers(address_of(sums), address_of(out), m * n, 8 * out.itemsize, shift, scale)
     return True
 
 
@@ -111,42 +183,26 @@ def _store_wrapped(sums, out, lowest, modulus, inverse):  # type: ignore[no-unty
             target[j] = out.dtype.type(value + 0.0)
 
 
-def _as_int8(x: Any, lsb: int, largest: float) -> Any:
-    """Return x / 2**lsb as int8, None where it does not fit."""
-    import torch
-
-    scale = 2.0**-lsb
-    if largest * scale > 128:
-        return None
-    turned = not x.is_contiguous()
-    plain = (x.t() if turned else x).contiguous()
-    result = torch.empty(plain.shape, dtype=torch.int8)
-    if _store_int8(plain.view(-1).numpy(), result.view(-1).numpy(), scale) > 127:
-        return None
-    return result.t() if turned else result
-
-
 @compiled
-def _store_int8(x, out, scale):  # type: ignore[no-untyped-def]
-    """out = x * scale, whole numbers from -128 to 128; return the greatest."""
-    wide_vectors()
-    greatest, factor = np.int32(-129), x.dtype.type(scale)
-    for i in range(x.size):
-        value = np.int32(x[i] * factor)
-        greatest = max(greatest, value)
-        out[i] = np.int8(value)
-    return greatest
-
-
-@compiled
-def _store_integers(sums, out, shift, scale):  # type: ignore[no-untyped-def]
-    """out = sums * scale, the sums' upper `shift` bits replaced by the sign below them (wrap-around)."""
-    wide_vectors()
-    for i in range(sums.shape[0]):
-        source, target = sums[i], out[i]
-        for j in range(source.shape[0]):
-            value = np.int32(np.int32(source[j] << shift) >> shift)
-            target[j] = out.dtype.type(value) * out.dtype.type(scale)
+def _store_integers(source, target, count, bits, shift, scale):  # type: ignore[no-untyped-def]
+    """Widen `count` sums (see `widen_sums`)."""
+    whole = count // 16
+    rest, last = np.zeros(16, np.int32), np.empty(16, np.float64)
+    if bits == 32:
+        widen_sums(32, whole, source, target, shift, scale, 0)
+    else:
+        widen_sums(64, whole, source, target, shift, scale, 0)
+    for j in range(count - 16 * whole):
+        write32(rest.ctypes.data + 4 * j, read32(source + 4 * (16 * whole + j)))
+    if bits == 32:
+        widen_sums(32, 1, rest.ctypes.data, last.ctypes.data, shift, scale, 0)
+    else:
+        widen_sums(64, 1, rest.ctypes.data, last.ctypes.data, shift, scale, 0)
+    for j in range(count - 16 * whole):
+        if bits == 32:
+            write32(target + 4 * (16 * whole + j), read32(last.ctypes.data + 4 * j))
+        else:
+            write64(target + 8 * (16 * whole + j), last[j])
 
 
 @cache

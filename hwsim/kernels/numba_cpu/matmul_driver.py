@@ -63,6 +63,8 @@ def tile_shape(recipe: Recipe) -> tuple[int, int]:
 
     Vectors are 64 bytes, one register of 32 with AVX-512, two of 16 elsewhere on x86.
     """
+    if recipe.order == "pairwise":
+        return 1, recipe.bits // 32  # a stack of subtrees for each vector; 16 columns, which is what the loops count in
     if not SHORT_VECTORS:
         return 4, 4
     if recipe.bits == 64:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite.binding import get_host_cpu_features
 
-from hwsim.arithmetic.mac import Chunked, Kahan, MacSpec, Sequential
+from hwsim.arithmetic.mac import Chunked, Kahan, MacSpec, Pairwise, Sequential
 from hwsim.arithmetic.number import BlockScaled, FixedPoint, FloatingPoint, NumberFormat, carrier_of
 from hwsim.arithmetic.rounding import Overflow, Rounding, RoundingMode
 from hwsim.arithmetic.storage import Cast
@@ -87,8 +87,14 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_start: bool, counts: bool = False) -> Plan:
+def plan(
+    mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_start: bool, counts: bool = False,
+    with_start: bool = False,
+) -> Plan:  # fmt: skip
     """Choose the recipe for one GEMM with `k` terms.
+
+    Args:
+        with_start: whether start values are given (only order pairwise asks).
 
     Raises:
         UnsupportedError: the vector kernels cannot do this case (the caller falls back to another exact path).
@@ -96,19 +102,23 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     product = mac.product
     if not (product == "exact" or isinstance(product, Cast)):
         raise UnsupportedError(f"matmul: product {product} has no vector kernel")
-    if not isinstance(mac.order, Sequential | Chunked | Kahan):
+    if not isinstance(mac.order, Sequential | Chunked | Kahan | Pairwise):
         raise UnsupportedError(f"matmul: order {mac.order} has no vector kernel")
     cast = mac.cast
     check_specials(cast, a.special or b.special or start.special)
     term = Facts(a.precision + b.precision, a.lsb + b.lsb, a.top + b.top, a.special or b.special, a.wide or b.wide)
-    order = "kahan" if isinstance(mac.order, Kahan) else "sequential"
+    pairwise = isinstance(mac.order, Pairwise)
+    order = "kahan" if isinstance(mac.order, Kahan) else "pairwise" if pairwise else "sequential"
+    if pairwise and (mac.rounding.stochastic or (isinstance(product, Cast) and product.rounding.stochastic)):
+        raise UnsupportedError(f"matmul: {mac} has no vector kernel")
     product_rule, product_block = "none", None
     if isinstance(product, Cast) and not _changes_nothing(product, term):
         check_specials(product, term.special)
         product_rule, product_block, product_bits, term = _product(product, term)
     else:
-        product_bits = 64 if term.wide else 32
-    inner_start = NOTHING if isinstance(mac.order, Chunked) else start
+        held = term.precision <= 24 and term.lsb >= -149 and term.top <= 127  # a tree adds products made before
+        product_bits = 64 if term.wide or (pairwise and not held) else 32
+    inner_start = NOTHING if isinstance(mac.order, Chunked | Pairwise) else start
     length = min(k, mac.order.size) if isinstance(mac.order, Chunked) else k
     whole = product_rule == "none"
     bits, sums, rule = _accumulation(cast, term, inner_start, length, order, signed_zero_start, product_bits, whole)
@@ -117,15 +127,33 @@ def plan(mac: MacSpec, k: int, a: Facts, b: Facts, start: Facts, signed_zero_sta
     recipe = Recipe(bits, sums, rule, product_rule, order, counts)
     second = empty_block(bits) if product_block is None else product_block
     blocks = np.concatenate([parameter_block(cast, bits), second])
-    if not isinstance(mac.order, Chunked):
+    if not isinstance(mac.order, Chunked) and not (pairwise and with_start):
         return Plan(recipe, processor_mode(recipe), blocks, nan_is_error=_nan_is_error(cast))
-    outer_cast = mac.order.outer or cast
+    # c joins the sum of a tree as an outer sum is joined by a chunk
+    outer_cast = (mac.order.outer if isinstance(mac.order, Chunked) else None) or cast
     check_specials(outer_cast, term.special or start.special)
     outer = general_recipe(outer_cast)
     return Plan(
         recipe, processor_mode(recipe), blocks, outer, processor_mode(outer), parameter_block(outer_cast, 64),
         _nan_is_error(cast) or _nan_is_error(outer_cast),
     )  # fmt: skip
+
+
+def exact_plan(product: Cast, k: int, a: Facts, b: Facts, start: Facts) -> Plan:
+    """Return the recipe that rounds each product and adds them in float64, where a bound proves every sum exact.
+
+    Raises:
+        UnsupportedError: there is no such bound, or products draw random bits.
+    """
+    term = Facts(a.precision + b.precision, a.lsb + b.lsb, a.top + b.top, a.special or b.special, a.wide or b.wide)
+    check_specials(product, term.special)
+    rounded = _product(product, term)[-1]
+    top = max(rounded.top + k.bit_length(), start.top) + 1
+    if rounded.special or start.special or top - min(rounded.lsb, start.lsb) > 53 or product.rounding.stochastic:
+        raise UnsupportedError(f"matmul: products rounded to {product} and summed exactly have no vector kernel here")
+    rule, block = _general(product, 64)
+    recipe = Recipe(64, "near", "none", rule)
+    return Plan(recipe, processor_mode(recipe), np.concatenate([empty_block(64), block]))
 
 
 def _nan_is_error(cast: Cast) -> bool:
@@ -167,20 +195,24 @@ def _accumulation(
     ):
         return 32, _direct_sum(cast.rounding), "none"
     settles = order == "sequential" and cast.rounding.mode in (RoundingMode.NEAREST_EVEN, RoundingMode.TOWARD_ZERO)
-    growth = _largest_sum(term, start, k, p, settles)
+    depth = (k - 1).bit_length() if order == "pairwise" else k
+    growth = _largest_sum(term, start, k, p, settles, depth)
     if order == "kahan":
         growth *= 8  # the sum, the compensated term and the compensation all stay far below
-    exact = order == "sequential" and growth < 2.0 ** min(lsb + 24, 1000)
+    exact = order != "kahan" and growth < 2.0 ** min(lsb + 24, 1000)
     safe = exact or (term.precision <= p and 2 * p + 2 <= 24 and term.lsb >= -149)
     special = term.special or start.special
     if nearest and not special:
-        rule = _magic_rule(cast, fmt, lsb, growth, order, signed_zero_start, term)
-        if rule and (safe or (rule == "split" and EXPLICIT)):
+        # the sign of zeros that a tree loses is restored afterwards, which needs products that are zero only if exact
+        signed_zeros = signed_zero_start or (order == "pairwise" and not whole)
+        rule = _magic_rule(cast, fmt, lsb, growth, order, signed_zeros, term)
+        together = rule == "split" and order != "pairwise"
+        if rule and (safe or (together and EXPLICIT)):
             return 32, "near" if safe else "once", rule
-        if rule == "split" and SHORT_VECTORS and whole and term.precision + p <= 24 and term.lsb >= -149:
+        if together and SHORT_VECTORS and whole and term.precision + p <= 24 and term.lsb >= -149:
             return 32, "residual", rule
     in_range = growth < fmt.largest and lsb >= fmt.smallest_exponent and fmt.emin >= -126
-    if in_range and order == "sequential" and not nearest and not special and _bits_suffice(cast, fmt, p):
+    if in_range and order != "kahan" and not nearest and not special and _bits_suffice(cast, fmt, p):
         return 32, _direct_sum(cast.rounding), _bits_rule(cast, fmt, 32)
     half = fmt.exponent_bits == 5 and fmt.mantissa_bits == 10 and fmt.emax == 15 and plain_infinity
     if nearest and half and (EXPLICIT or HALF_CONVERSIONS):
@@ -196,7 +228,7 @@ def _accumulation(
 def _fixed_accumulation(
     cast: Cast, fmt: FixedPoint, term: Facts, start: Facts, lsb: int, order: str
 ) -> tuple[int, str, str]:
-    if order != "sequential":
+    if order == "kahan":
         return (64, *_general_sum(cast, 64))
     on_grid = lsb >= -fmt.fraction_bits and not term.special  # "clamped" would lose a NaN
     widest = max(term.top - lsb, 0)
@@ -224,14 +256,14 @@ def _bits_suffice(cast: Cast, fmt: FloatingPoint, p: int) -> bool:
     return whole and p + max(2, cast.rounding.random_bits if cast.rounding.stochastic else 0) <= 24
 
 
-def _largest_sum(term: Facts, start: Facts, k: int, p: int, settles: bool) -> float:
-    """Bound every partial sum, roundings included: each can grow the sum by a factor of 1 + 2**(1-p).
+def _largest_sum(term: Facts, start: Facts, k: int, p: int, settles: bool, depth: int) -> float:
+    """Bound every partial sum, roundings (`depth` at most) included: each can grow it by a factor of 1 + 2**(1-p).
 
     A sum that `settles` (sequential, to nearest or toward zero) stops growing where a term is below half a step.
     """
     if term.top + start.top > 900 or term.top > 900:
         return math.inf
-    growth = math.exp(min((k + 1) * 2.0 ** (1 - p), 700))
+    growth = math.exp(min((depth + 1) * 2.0 ** (1 - p), 700))
     first = 2.0**start.top if start.top > -1000 else 0.0
     bound = (first + k * 2.0 ** max(term.top, -1000)) * growth
     return min(bound, max(2.0 ** max(term.top + p, -1000), first)) if settles else bound

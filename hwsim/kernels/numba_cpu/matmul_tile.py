@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from hwsim.kernels.numba_cpu.matmul_once import TOGETHER
 from hwsim.kernels.numba_cpu.matmul_random import TileWords, random_word
 from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, WHOLES, Step
+from hwsim.kernels.numba_cpu.matmul_tree import Tree
 from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
 from hwsim.kernels.reference.matmul import Stage
 
@@ -34,7 +35,7 @@ class Recipe:
         sums: how sums are formed, a key of `matmul_steps.SUMS`.
         rule: rounding of the accumulator (see `Step.round`).
         product: rounding of the product, "none" for exact.
-        order: "sequential" or "kahan".
+        order: "sequential", "kahan" or "pairwise" (which starts from nothing and counts nothing).
         counts: whether swamped, overflowed and added terms are counted.
         aligned: whether the output index of every vector's first lane is a multiple of 16 (random words come cheaper).
     """
@@ -145,6 +146,13 @@ class _Tile:
 
     def emit(self) -> None:
         b, lanes = self.builder, self.lanes
+        if self.recipe.order == "pairwise":
+            recipe = self.recipe
+            tree = Tree(b, lanes, self.vectors, recipe.sums, recipe.rule, recipe.product, self.step, self.product_step)
+            for row in range(self.rows):
+                line = b.add(self.a, b.mul(self.a_row, INT64(row)))
+                tree.emit(line, self.a_k, self.b, self.b_k, self.length, self._address((0, row, 0)))
+            return
         places = self._places()
         start = {place: lanes.load(self._address(place)) for place in places}
         before = b.block

@@ -54,3 +54,8 @@ def share_rows(share: Callable[[int, int], int], rows: int, work: int, workers: 
         return share(0, rows)
     step = (-(-rows // workers) + MULTIPLE - 1) // MULTIPLE * MULTIPLE
     return sum(pool(workers).map(lambda begin: share(begin, min(begin + step, rows)), range(0, rows, step)))
+
+
+def address_of(x: np.ndarray) -> int:
+    """Return where an array's data starts."""
+    return int(x.__array_interface__["data"][0])

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_SOURCES = ("vector_ir.py", "matmul_steps.py", "matmul_once.py", "matmul_random.py", "matmul_tile.py", "fused.py")
+_SOURCES = (
+    "vector_ir.py", "matmul_steps.py", "matmul_once.py", "matmul_random.py", "matmul_tile.py", "matmul_tree.py",
+    "fused.py",
+)  # fmt: skip
 
 
 def _hash() -> str:

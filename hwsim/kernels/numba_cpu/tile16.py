@@ -267,6 +267,21 @@ def join16(_typing, recipe, count, total, inner, mask, low, high):  # type: igno
     return types.void(recipe, *([types.int64] * 6)), generate
 
 
+@intrinsic
+def part(_typing, source, first, second):  # type: ignore[no-untyped-def]
+    """Store the first ones of 16 pairs of 16-bit integers at one address, the second ones at another."""
+
+    def generate(context: Any, b: ir.IRBuilder, _signature: Any, values: Any) -> Any:
+        lanes = Lanes16(b, KIND_WHOLE)
+        pairs = lanes.load(values[0])
+        for start, address in enumerate(values[1:]):
+            places = ir.Constant(ir.VectorType(INT32, 16), list(range(start, 32, 2)))
+            lanes.store(b.shuffle_vector(pairs, pairs, places), address)
+        return context.get_dummy_value()
+
+    return types.void(*([types.int64] * 3)), generate
+
+
 # ------------------------------------------------------------------------------------- to and from float32
 @intrinsic(prefer_literal=True)
 def narrow32(_typing, kind, source, target, scale):  # type: ignore[no-untyped-def]

@@ -87,7 +87,10 @@ def result_cast(mac: MacSpec) -> Cast:
 
 def result_carrier(mac: MacSpec) -> str:
     """Return float32 or float64: what the results travel in."""
-    return carrier_of(result_cast(mac).format)
+    order, fmt = mac.order, mac.accumulator
+    if isinstance(order, Fused) or (isinstance(order, Chunked) and order.outer is not None):
+        fmt = result_cast(mac).format
+    return carrier_of(fmt)
 
 
 def start_format(mac: MacSpec) -> NumberFormat | None:

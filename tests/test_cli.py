@@ -286,3 +286,20 @@ def test_an_interrupt_that_a_finalizer_swallowed_is_heard_at_the_next_progress()
         with pytest.raises(KeyboardInterrupt):
             heed()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_ctrl_c_that_a_library_turns_into_its_own_error_still_interrupts(pressed: bool) -> None:
+    from hwsim.cli.screen import heeding_interrupts
+
+    class LibraryError(Exception):
+        pass
+
+    with pytest.raises(KeyboardInterrupt if pressed else LibraryError), heeding_interrupts():
+        try:
+            if pressed:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise LibraryError from error
+        raise LibraryError

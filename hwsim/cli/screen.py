@@ -78,7 +78,8 @@ def heeding_interrupts() -> Iterator[Callable[[], None]]:
     """Give a function that raises KeyboardInterrupt if Ctrl-C was pressed and nobody heard of it.
 
     Python drops an exception that is raised inside a finalizer or a callback of the garbage collector, and long
-    training passes many of these.
+    training passes many of these. Libraries turn it into one of their own, as pydantic does while it writes a record:
+    any error that leaves after Ctrl-C counts as the interruption.
     """
     pressed = False
 
@@ -97,6 +98,10 @@ def heeding_interrupts() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, note)
     try:
         yield heed
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

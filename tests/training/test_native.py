@@ -59,6 +59,7 @@ def test_a_step_that_nobody_watches_has_the_bits_of_one_that_is_recorded(name, m
             x = x.sign()
         unwatched = gradients(net, x, emulate(net, "float32", SPARSE[name]))
         with monkeypatch.context() as patch:
+            patch.setattr(linear, "small_layer_gradients", lambda *arguments: None)
             patch.setattr(linear, "unwatched_gradients", lambda *arguments: None)
             watched = gradients(net, x, emulate(net, "float32", SPARSE[name]))
         assert all(torch.equal(a, b) for a, b in zip(unwatched, watched, strict=True))
@@ -110,6 +111,17 @@ def test_a_small_layer_is_multiplied_where_its_columns_stand(height, kept, width
     np.testing.assert_allclose(grad_input, masked @ w, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grad_weight, masked.T @ x, rtol=1e-4, atol=1e-4)
     assert np.array_equal(np.flatnonzero(dirty), met)
+
+
+def test_a_small_layer_is_ranked_by_magnitudes():
+    rng = np.random.default_rng(3)
+    g = rng.standard_normal((6, 40), np.float32)
+    g[:, 7] = [9, -9, 9, -9, 9, -9]  # adds up to nothing
+    grad_weight, dirty = np.zeros((40, 32), np.float32), np.zeros(40, bool)
+    w, x, bias = np.ones((40, 32), np.float32), np.ones((6, 32), np.float32), np.empty(40, np.float32)
+    assert not columns.rank_and_multiply(g, 5, w, x, np.empty_like(x), grad_weight, dirty, bias)
+    wanted = hwsim.kernels.select_topk(g, 5, rank_over="batch").indices
+    assert 7 in wanted and np.array_equal(np.flatnonzero(dirty), wanted)
 
 
 def test_what_nobody_wants_of_a_small_layer_is_left_out():

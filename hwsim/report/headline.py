@@ -2,7 +2,8 @@
 
 Accuracy counts as kept if its mean lies at most one point under the baseline's and the 95 % interval of the
 difference (paired by seed) does not lie under zero. The first rule is for few seeds, whose interval is wide enough to
-hold anything; with a single seed there is no interval at all, and the sentence says so.
+hold anything; with a single seed there is no interval at all, and the sentence says so. Where other configurations were
+trained with several seeds, one with a single seed is a side remark and not the answer.
 """
 
 from __future__ import annotations
@@ -35,13 +36,22 @@ def keeps_accuracy(row: AccuracyRow) -> bool:
 
 def findings(summary: Summary) -> list[Finding]:
     """One finding for each simulated machine."""
-    kept = {row.configuration.name for row in summary.accuracy if keeps_accuracy(row)}
+    several = any(_has_interval(row) for row in summary.accuracy)
+    kept = {
+        row.configuration.name
+        for row in summary.accuracy
+        if keeps_accuracy(row) and (_has_interval(row) or not several)
+    }
     found = []
     for accelerator in dict.fromkeys(row.accelerator for row in summary.costs):
         candidates = [row for row in summary.costs if row.accelerator == accelerator and row.configuration.name in kept]
         best = min(candidates, key=lambda row: row.step.energy_pj.nominal, default=None)
         found.append(Finding(accelerator, best))
     return found
+
+
+def _has_interval(row: AccuracyRow) -> bool:
+    return row.difference is not None and row.difference.interval is not None
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,20 @@ def test_one_seed_is_said_to_have_no_interval(build):
     assert "1 seed, so without an interval" in said(results)
 
 
+def test_a_single_seed_is_no_answer_where_others_have_several(sample):
+    best = headline.findings(sample.summary())[0].best.configuration.name
+
+    def with_one(seed):
+        trials = [trial for trial in sample.trials if trial.configuration != best or trial.training.seed == seed]
+        return Results(**{**dict(sample), "trials": tuple(trials)}).summary()
+
+    lucky = [one for one in map(with_one, (0, 1, 2)) if headline.keeps_accuracy(one.accuracy_of(best))]
+    assert lucky
+    for summary in lucky:
+        assert summary.accuracy_of(best).difference.interval is None
+        assert best not in [finding.best and finding.best.configuration.name for finding in headline.findings(summary)]
+
+
 def test_what_is_missing_is_said_and_not_made_up(build):
     results = build()
     untrained = draw_page(results.model_copy(update={"trials": ()}))

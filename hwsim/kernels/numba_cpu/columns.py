@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from hwsim.kernels.numba_cpu.compiled import compiled
 from hwsim.kernels.numba_cpu.matmul_tile import copy_vectors
 from hwsim.kernels.numba_cpu.select import largest_scores
-from hwsim.kernels.numba_cpu.vector_ir import INT64, SHORT_VECTORS, Lanes
+from hwsim.kernels.numba_cpu.vector_ir import INT64, SHORT_VECTORS, Lanes, counted_loop
 
 ROWS = 6  # of a tile: with its columns 12 sums, which is what 16 registers hold beside the operands
 VECTORS = 1 if SHORT_VECTORS else 2  # of 16 float32
@@ -55,33 +55,22 @@ def _emit_tile(
     b: ir.IRBuilder, rows: int, left: Any, row_stride: Any, term_stride: Any, right: Any, terms: Any, places: Any,
     column: Any,
 ) -> None:  # fmt: skip
-    lanes, before = Lanes(b, 32), b.block
-    body, after = b.append_basic_block("columns"), b.append_basic_block("columns_end")
-    b.branch(body)  # there is at least one term
-    b.position_at_end(body)
-    term, a, packed = b.phi(INT64), b.phi(INT64), b.phi(INT64)
-    sums = {(r, v): b.phi(lanes.floats) for r in range(rows) for v in range(VECTORS)}
-    for phi, value in ((term, INT64(0)), (a, left), (packed, right)):
-        phi.add_incoming(value, before)
-    for phi in sums.values():
-        phi.add_incoming(lanes.number(0.0), before)
-    vectors = [lanes.load(b.add(packed, INT64(64 * v))) for v in range(VECTORS)]
-    new = {}
-    for r in range(rows):
-        factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(row_stride, INT64(r)))))
-        for v in range(VECTORS):
-            new[r, v] = lanes.fma(factor, vectors[v], sums[r, v])
-    following = b.add(term, INT64(1))
-    for phi, value in ((term, following), (a, b.add(a, term_stride)), (packed, b.add(packed, INT64(64 * VECTORS)))):
-        phi.add_incoming(value, b.block)
-    for place, phi in sums.items():
-        phi.add_incoming(new[place], b.block)
-    b.cbranch(b.icmp_signed("<", following, terms), body, after)
-    b.position_at_end(after)
+    lanes = Lanes(b, 32)
+
+    def add(_term: Any, a: Any, packed: Any, *sums: Any) -> list[Any]:
+        vectors = [lanes.load(b.add(packed, INT64(64 * v))) for v in range(VECTORS)]
+        new = []
+        for r in range(rows):
+            factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(row_stride, INT64(r)))))
+            new += [lanes.fma(factor, vectors[v], sums[r * VECTORS + v]) for v in range(VECTORS)]
+        return [b.add(a, term_stride), b.add(packed, INT64(64 * VECTORS)), *new]
+
+    start = [left, right, *[lanes.number(0.0)] * (rows * VECTORS)]
+    _, _, *sums = counted_loop(b, "columns", terms, start, add, at_least_one=True)
     for r in range(rows):
         address = b.add(lanes.load_scalar(b.add(places, INT64(8 * r)), INT64), column)
         for v in range(VECTORS):
-            lanes.store(new[r, v], b.add(address, INT64(64 * v)))
+            lanes.store(sums[r * VECTORS + v], b.add(address, INT64(64 * v)))
 
 
 @compiled

@@ -27,7 +27,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import parameter_block, rule_for
 from hwsim.kernels.numba_cpu.matmul_steps import NUMBERS, WHOLES, Step
 from hwsim.kernels.numba_cpu.revision import REVISION
 from hwsim.kernels.numba_cpu.threads import run_slices
-from hwsim.kernels.numba_cpu.vector_ir import INT64, Lanes
+from hwsim.kernels.numba_cpu.vector_ir import INT64, Lanes, counted_loop
 from hwsim.kernels.reference.fused import LOWEST_ALIGNMENT, addend_format, step_positions
 
 ROWS, VECTORS = 2, 2
@@ -213,24 +213,13 @@ class _FusedTile:
 
     def _loop(self, start: dict[Any, Any], advance: Any) -> dict[Any, Any]:
         """Run `advance(k, held) -> new values` for every k; return the last values (length is 1 or more)."""
-        b = self.builder
-        before, body, after = b.block, b.append_basic_block("pass"), b.append_basic_block("pass_end")
-        b.branch(body)
-        b.position_at_end(body)
-        k = b.phi(INT64)
-        k.add_incoming(INT64(0), before)
-        held = {}
-        for place, value in start.items():
-            held[place] = b.phi(value.type)
-            held[place].add_incoming(value, before)
-        new = advance(k, held)
-        following = b.add(k, INT64(1))
-        k.add_incoming(following, b.block)
-        for place, value in new.items():
-            held[place].add_incoming(value, b.block)
-        b.cbranch(b.icmp_signed("<", following, self.length), body, after)
-        b.position_at_end(after)
-        return new
+
+        def in_order(k: Any, *held: Any) -> list[Any]:
+            new = advance(k, dict(zip(start, held, strict=True)))
+            return [new[place] for place in start]
+
+        last = counted_loop(self.builder, "pass", self.length, list(start.values()), in_order, at_least_one=True)
+        return dict(zip(start, last, strict=True))
 
     def emit(self) -> None:
         b, v = self.builder, self.lanes

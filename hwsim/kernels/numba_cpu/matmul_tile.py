@@ -17,7 +17,7 @@ from hwsim.kernels.numba_cpu.matmul_once import TOGETHER
 from hwsim.kernels.numba_cpu.matmul_random import TileWords, random_word
 from hwsim.kernels.numba_cpu.matmul_steps import BLOCK, LOW_WORDS, NUMBERS, WHOLES, Step
 from hwsim.kernels.numba_cpu.matmul_tree import Tree
-from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes
+from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, Lanes, counted_loop
 from hwsim.kernels.reference.matmul import Stage
 
 # Rules to nearest without overflow, under which Kahan's last difference is exact: if |total| >= |y|, back is what y
@@ -154,46 +154,27 @@ class _Tile:
                 tree.emit(line, self.a_k, self.b, self.b_k, self.length, self._address((0, row, 0)))
             return
         places = self._places()
-        start = {place: lanes.load(self._address(place)) for place in places}
-        before = b.block
-        body, after = b.append_basic_block("tile"), b.append_basic_block("tile_end")
+        start = [lanes.load(self._address(place)) for place in places]
         self._warm_parameters()
-        before = b.block
-        b.cbranch(b.icmp_signed(">", self.length, INT64(0)), body, after)
 
-        b.position_at_end(body)
-        k, a, right = b.phi(INT64), b.phi(INT64), b.phi(INT64)
-        held = {place: b.phi(lanes.floats) for place in places}
-        for phi, value in ((k, INT64(0)), (a, self.a), (right, self.b)):
-            phi.add_incoming(value, before)
-        for place in places:
-            held[place].add_incoming(start[place], before)
-        columns = [lanes.load(b.add(right, INT64(64 * v))) for v in range(self.vectors)]
-        for words in self.words.values():
-            words.start(k)
-        new = {}
-        for row in range(self.rows):
-            factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(self.a_row, INT64(row)))))
-            for v in range(self.vectors):
-                old = [held[s, row, v] for s in range(self.recipe.states)]
-                drawn = {stage: words.word(row, v) for stage, words in self.words.items()}
-                for s, value in enumerate(self._advance(factor, columns[v], old, drawn)):
-                    new[s, row, v] = value
-        k_next = b.add(k, INT64(1))
-        for phi, value in ((k, k_next), (a, b.add(a, self.a_k)), (right, b.add(right, self.b_k))):
-            phi.add_incoming(value, b.block)
-        for place in places:
-            held[place].add_incoming(new[place], b.block)
-        b.cbranch(b.icmp_signed("<", k_next, self.length), body, after)
+        def add(k: Any, a: Any, right: Any, *values: Any) -> list[Any]:
+            held = dict(zip(places, values, strict=True))
+            columns = [lanes.load(b.add(right, INT64(64 * v))) for v in range(self.vectors)]
+            for words in self.words.values():
+                words.start(k)
+            new = {}
+            for row in range(self.rows):
+                factor = lanes.spread(lanes.load_scalar(b.add(a, b.mul(self.a_row, INT64(row)))))
+                for v in range(self.vectors):
+                    old = [held[s, row, v] for s in range(self.recipe.states)]
+                    drawn = {stage: words.word(row, v) for stage, words in self.words.items()}
+                    for s, value in enumerate(self._advance(factor, columns[v], old, drawn)):
+                        new[s, row, v] = value
+            return [b.add(a, self.a_k), b.add(right, self.b_k), *(new[place] for place in places)]
 
-        b.position_at_end(after)
-        results = {}
-        for place in places:
-            results[place] = b.phi(lanes.floats)
-            results[place].add_incoming(start[place], before)
-            results[place].add_incoming(new[place], body)
-        for place in places:
-            lanes.store(results[place], self._address(place))
+        _, _, *sums = counted_loop(b, "tile", self.length, [self.a, self.b, *start], add)
+        for place, value in zip(places, sums, strict=True):
+            lanes.store(value, self._address(place))
 
     def _warm_parameters(self) -> None:
         """Read every parameter before the loop, by emitting one step whose results nobody uses (LLVM drops it)."""
@@ -360,37 +341,33 @@ def _emit_join(
     lanes, narrow = Lanes(b, 64), Lanes(b, 32)
     step = Step(lanes, blocks)
     key = None
-    word = None
     words = ir.VectorType(INT32, 8)
     if recipe.random:
         whole_key = lanes.load_scalar(keys, INT64)
         key = [lanes.spread(b.trunc(half, INT32)) for half in (whole_key, b.lshr(whole_key, INT64(32)))]
     for name in (*NUMBERS, *WHOLES):
         step.preload((name,))
-    before, body, after = b.block, b.append_basic_block("join"), b.append_basic_block("join_end")
-    b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-    b.position_at_end(body)
-    group = b.phi(INT64)
-    group.add_incoming(INT64(0), before)
-    for half in range(2):
-        place = b.add(total, b.add(b.mul(group, INT64(128)), INT64(64 * half)))
-        other = b.add(addend, b.add(b.mul(group, INT64(2 * width)), INT64(width * half)))
-        if width == 64:
-            more = lanes.load(other)
-        else:
-            kind = ir.VectorType(narrow.scalar, 8)
-            loaded = b.load(b.inttoptr(other, ir.PointerType(kind)), typ=kind)
-            loaded.align = 4
-            more = b.fpext(loaded, lanes.floats)
-        if key is not None:
-            base = lanes.spread(lanes.load_scalar(b.add(index, b.mul(group, INT64(4))), INT32))
-            places = b.add(base, ir.Constant(words, [8 * half + j for j in range(8)]))
-            word = b.zext(random_word(b, places, key), lanes.integers)
-        lanes.store(step.round(recipe.rule, step.sum_two(recipe.sums, lanes.load(place), more), word), place)
-    following = b.add(group, INT64(1))
-    group.add_incoming(following, b.block)
-    b.cbranch(b.icmp_signed("<", following, count), body, after)
-    b.position_at_end(after)
+
+    def join(group: Any) -> list[Any]:
+        word = None
+        for half in range(2):
+            place = b.add(total, b.add(b.mul(group, INT64(128)), INT64(64 * half)))
+            other = b.add(addend, b.add(b.mul(group, INT64(2 * width)), INT64(width * half)))
+            if width == 64:
+                more = lanes.load(other)
+            else:
+                kind = ir.VectorType(narrow.scalar, 8)
+                loaded = b.load(b.inttoptr(other, ir.PointerType(kind)), typ=kind)
+                loaded.align = 4
+                more = b.fpext(loaded, lanes.floats)
+            if key is not None:
+                base = lanes.spread(lanes.load_scalar(b.add(index, b.mul(group, INT64(4))), INT32))
+                places = b.add(base, ir.Constant(words, [8 * half + j for j in range(8)]))
+                word = b.zext(random_word(b, places, key), lanes.integers)
+            lanes.store(step.round(recipe.rule, step.sum_two(recipe.sums, lanes.load(place), more), word), place)
+        return []
+
+    counted_loop(b, "join", count, [], join)
 
 
 @intrinsic(prefer_literal=True)
@@ -436,40 +413,25 @@ def look_vectors(_typing, state, address, count):  # type: ignore[no-untyped-def
         lanes = Lanes(b, 32)
         places = [b.add(state, INT64(64 * i)) for i in range(3)]
         start = [lanes.bits_of(lanes.load(place)) for place in places]
-        before, body, after = b.block, b.append_basic_block("look"), b.append_basic_block("look_end")
-        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-        b.position_at_end(body)
-        i = b.phi(INT64)
-        held = [b.phi(lanes.integers) for _ in places]
-        i.add_incoming(INT64(0), before)
-        for phi, value in zip(held, start, strict=True):
-            phi.add_incoming(value, before)
-        x = lanes.bits_of(lanes.load(b.add(address, b.mul(i, INT64(64)))))
-        code = b.and_(x, lanes.whole(0x7FFFFFFF))
-        exponent = b.and_(code, lanes.whole(0x7F800000))
-        # a subnormal gets a hidden bit it does not have, which only makes the answer more cautious
-        significand = b.or_(b.and_(code, lanes.whole(0x7FFFFF)), lanes.whole(0x800000))
-        last = b.and_(significand, b.neg(significand))
-        last_place = b.add(lanes.bits_of(b.sitofp(last, lanes.floats)), exponent)
-        zero = b.icmp_signed("==", code, lanes.whole(0))
-        last_place = b.select(zero, lanes.whole(-1), b.sub(last_place, lanes.whole(1)))
-        significand = b.select(zero, lanes.whole(0), significand)
-        new = [
-            b.or_(held[0], significand),
-            b.select(b.icmp_unsigned("<", last_place, held[1]), last_place, held[1]),
-            b.select(b.icmp_signed(">", code, held[2]), code, held[2]),
-        ]
-        following = b.add(i, INT64(1))
-        i.add_incoming(following, b.block)
-        for phi, value in zip(held, new, strict=True):
-            phi.add_incoming(value, b.block)
-        b.cbranch(b.icmp_signed("<", following, count), body, after)
-        b.position_at_end(after)
-        results = [b.phi(lanes.integers) for _ in places]
-        for result, first, value in zip(results, start, new, strict=True):
-            result.add_incoming(first, before)
-            result.add_incoming(value, body)
-        for place, result in zip(places, results, strict=True):
+
+        def look(i: Any, union: Any, lowest: Any, highest: Any) -> list[Any]:
+            x = lanes.bits_of(lanes.load(b.add(address, b.mul(i, INT64(64)))))
+            code = b.and_(x, lanes.whole(0x7FFFFFFF))
+            exponent = b.and_(code, lanes.whole(0x7F800000))
+            # a subnormal gets a hidden bit it does not have, which only makes the answer more cautious
+            significand = b.or_(b.and_(code, lanes.whole(0x7FFFFF)), lanes.whole(0x800000))
+            last = b.and_(significand, b.neg(significand))
+            last_place = b.add(lanes.bits_of(b.sitofp(last, lanes.floats)), exponent)
+            zero = b.icmp_signed("==", code, lanes.whole(0))
+            last_place = b.select(zero, lanes.whole(-1), b.sub(last_place, lanes.whole(1)))
+            significand = b.select(zero, lanes.whole(0), significand)
+            return [
+                b.or_(union, significand),
+                b.select(b.icmp_unsigned("<", last_place, lowest), last_place, lowest),
+                b.select(b.icmp_signed(">", code, highest), code, highest),
+            ]
+
+        for place, result in zip(places, counted_loop(b, "look", count, start, look), strict=True):
             lanes.store(result, place)
         return context.get_dummy_value()
 

@@ -21,7 +21,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic
 
-from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64
+from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, counted_loop
 
 LANES = 32
 HALF_LANES = bool(get_host_cpu_features().get("avx512fp16"))  # whether this processor computes in float16
@@ -174,36 +174,23 @@ def _emit_tile(
     addresses = [b.add(state, INT64(64 * i)) for i in range(len(places))]
     lines = [b.add(a, b.mul(a_row, INT64(r))) for r in range(rows)]
     start = [lanes.load(address) for address in addresses]
-    before, body, after = b.block, b.append_basic_block("tile16"), b.append_basic_block("tile16_end")
-    b.cbranch(b.icmp_signed(">", length, INT64(0)), body, after)
 
-    b.position_at_end(body)
-    k, at = b.phi(INT64), b.phi(INT64)
-    held = [b.phi(lanes.vector) for _ in places]
-    for phi, value in zip((k, at, *held), (INT64(0), right, *start), strict=True):
-        phi.add_incoming(value, before)
-    columns = [lanes.load(b.add(at, INT64(64 * v))) for v in range(vectors)]
-    new: dict[tuple[int, int, int], Any] = {}
-    old = dict(zip(places, held, strict=True))
-    offset = b.mul(k, INT64(2))
-    for r in range(rows):
-        x = lanes.spread(lanes.load(b.add(lines[r], offset), lanes.scalar))
-        for v in range(vectors):
-            states = [old[s, r, v] for s in range(recipe.states)]
-            for s, value in enumerate(_advance(lanes, recipe, x, columns[v], states)):
-                new[s, r, v] = value
-    following = b.add(k, INT64(1))
-    for phi, value in zip((k, at, *held), (following, b.add(at, b_k), *(new[p] for p in places)), strict=True):
-        phi.add_incoming(value, b.block)
-    b.cbranch(b.icmp_signed("<", following, length), body, after)
+    def add(k: Any, at: Any, *values: Any) -> list[Any]:
+        columns = [lanes.load(b.add(at, INT64(64 * v))) for v in range(vectors)]
+        new: dict[tuple[int, int, int], Any] = {}
+        held = dict(zip(places, values, strict=True))
+        offset = b.mul(k, INT64(2))
+        for r in range(rows):
+            x = lanes.spread(lanes.load(b.add(lines[r], offset), lanes.scalar))
+            for v in range(vectors):
+                states = [held[s, r, v] for s in range(recipe.states)]
+                for s, value in enumerate(_advance(lanes, recipe, x, columns[v], states)):
+                    new[s, r, v] = value
+        return [b.add(at, b_k), *(new[place] for place in places)]
 
-    b.position_at_end(after)
-    results = [b.phi(lanes.vector) for _ in places]
-    for result, first, place in zip(results, start, places, strict=True):
-        result.add_incoming(first, before)
-        result.add_incoming(new[place], body)
-    for result, address in zip(results, addresses, strict=True):
-        lanes.store(result, address)
+    _, *sums = counted_loop(b, "tile16", length, [right, *start], add)
+    for value, address in zip(sums, addresses, strict=True):
+        lanes.store(value, address)
 
 
 def _advance(v: Lanes16, recipe: Recipe16, x: Any, y: Any, old: list[Any]) -> list[Any]:
@@ -243,25 +230,21 @@ def join16(_typing, recipe, count, total, inner, mask, low, high):  # type: igno
         _, count, total, inner, mask, low, high = values
         lanes = Lanes16(b, rule.kind, low, high)
         kept = lanes.spread(b.trunc(mask, INT16)) if rule.kind == KIND_WHOLE else None
-        before, body, after = b.block, b.append_basic_block("join16"), b.append_basic_block("join16_end")
-        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-        b.position_at_end(body)
-        i = b.phi(INT64)
-        i.add_incoming(INT64(0), before)
-        more = lanes.load(b.add(inner, b.mul(i, INT64(64))))
-        if kept is not None:
-            more = b.and_(more, kept)
-        if rule.outer == "float32":
-            floats = ir.VectorType(ir.FloatType(), LANES)
-            place = b.add(total, b.mul(i, INT64(128)))
-            lanes.store(b.fadd(lanes.load(place, floats), b.fpext(more, floats)), place)
-        else:
-            place = b.add(total, b.mul(i, INT64(64)))
-            lanes.store(lanes.add(rule.outer, lanes.load(place), more), place)
-        following = b.add(i, INT64(1))
-        i.add_incoming(following, b.block)
-        b.cbranch(b.icmp_signed("<", following, count), body, after)
-        b.position_at_end(after)
+
+        def join(i: Any) -> list[Any]:
+            more = lanes.load(b.add(inner, b.mul(i, INT64(64))))
+            if kept is not None:
+                more = b.and_(more, kept)
+            if rule.outer == "float32":
+                floats = ir.VectorType(ir.FloatType(), LANES)
+                place = b.add(total, b.mul(i, INT64(128)))
+                lanes.store(b.fadd(lanes.load(place, floats), b.fpext(more, floats)), place)
+            else:
+                place = b.add(total, b.mul(i, INT64(64)))
+                lanes.store(lanes.add(rule.outer, lanes.load(place), more), place)
+            return []
+
+        counted_loop(b, "join16", count, [], join)
         return context.get_dummy_value()
 
     return types.void(recipe, *([types.int64] * 6)), generate

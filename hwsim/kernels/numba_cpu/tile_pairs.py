@@ -14,7 +14,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic
 
-from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, SHORT_VECTORS
+from hwsim.kernels.numba_cpu.vector_ir import INT32, INT64, SHORT_VECTORS, counted_loop
 
 PAIR_PRODUCTS = SHORT_VECTORS and bool(get_host_cpu_features().get("avx2"))  # float32 of AVX-512 is as fast
 ROWS = 6  # of a tile: with two vectors each, 12 sums; two vectors of b, one of a and one product fill 16 registers
@@ -65,32 +65,22 @@ def _emit_tile(b: ir.IRBuilder, a: Any, a_row: Any, right: Any, state: Any, pair
     pair_product = module.globals.get(name) or ir.Function(module, ir.FunctionType(sums, [shorts, shorts]), name)
     places = [(r, v) for r in range(ROWS) for v in range(2)]
     lines = [b.add(a, b.mul(a_row, INT64(r))) for r in range(ROWS)]
-    before, body, after = b.block, b.append_basic_block("pairs"), b.append_basic_block("pairs_end")
-    b.branch(body)
-    b.position_at_end(body)
-    k, at = b.phi(INT64), b.phi(INT64)
-    held = {place: b.phi(sums) for place in places}
-    for phi, value in ((k, INT64(0)), (at, right)):
-        phi.add_incoming(value, before)
-    for phi in held.values():
-        phi.add_incoming(ir.Constant(sums, [0] * 8), before)
-    new: dict[tuple[int, int], Any] = dict(held)
-    for step in range(2):  # two, so that keeping the addresses costs half
-        columns = [_load(b, b.add(at, INT64(64 * step + 32 * v)), shorts, 2) for v in range(2)]
-        offset = b.add(b.mul(k, INT64(4)), INT64(4 * step))
-        for r in range(ROWS):
-            x = b.bitcast(_spread(b, _load(b, b.add(lines[r], offset), INT32, 4), 8), shorts)
-            for v in range(2):
-                new[r, v] = b.add(new[r, v], b.call(pair_product, [x, columns[v]]))
-    following = b.add(k, INT64(2))
-    for phi, value in ((k, following), (at, b.add(at, INT64(8 * COLUMNS)))):
-        phi.add_incoming(value, b.block)
-    for place in places:
-        held[place].add_incoming(new[place], b.block)
-    b.cbranch(b.icmp_signed("<", following, pairs), body, after)
-    b.position_at_end(after)
-    for r, v in places:
-        _store(b, new[r, v], b.add(state, INT64(4 * COLUMNS * r + 32 * v)), 4)
+
+    def add(k: Any, at: Any, *values: Any) -> list[Any]:
+        new = dict(zip(places, values, strict=True))
+        for step in range(2):  # two, so that keeping the addresses costs half
+            columns = [_load(b, b.add(at, INT64(64 * step + 32 * v)), shorts, 2) for v in range(2)]
+            offset = b.add(b.mul(k, INT64(4)), INT64(4 * step))
+            for r in range(ROWS):
+                x = b.bitcast(_spread(b, _load(b, b.add(lines[r], offset), INT32, 4), 8), shorts)
+                for v in range(2):
+                    new[r, v] = b.add(new[r, v], b.call(pair_product, [x, columns[v]]))
+        return [b.add(at, INT64(8 * COLUMNS)), *new.values()]
+
+    start = [right, *[ir.Constant(sums, [0] * 8)] * len(places)]
+    _, *totals = counted_loop(b, "pairs", pairs, start, add, step=2, at_least_one=True)
+    for (r, v), total in zip(places, totals, strict=True):
+        _store(b, total, b.add(state, INT64(4 * COLUMNS * r + 32 * v)), 4)
 
 
 @intrinsic
@@ -155,21 +145,17 @@ def widen_sums(_typing, bits, count, source, target, shift, scale, add):  # type
         words, kind = _vector(INT32, 16), ir.FloatType() if width == 32 else ir.DoubleType()
         amount = _spread(b, b.trunc(shift, INT32), 16)
         factor = _spread(b, b.fptrunc(scale, kind) if width == 32 else scale, 16)
-        before, body, after = b.block, b.append_basic_block("widen"), b.append_basic_block("widen_end")
-        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-        b.position_at_end(body)
-        i = b.phi(INT64)
-        i.add_incoming(INT64(0), before)
-        x = _load(b, b.add(source, b.mul(i, INT64(64))), words, 4)
-        place = b.add(target, b.mul(i, INT64(2 * width)))
-        value = _widened(b, x, kind, amount, factor)
-        if adds:
-            value = b.fadd(value, _load(b, place, value.type, width // 8))
-        _store(b, value, place, width // 8)
-        following = b.add(i, INT64(1))
-        i.add_incoming(following, b.block)
-        b.cbranch(b.icmp_signed("<", following, count), body, after)
-        b.position_at_end(after)
+
+        def widen(i: Any) -> list[Any]:
+            x = _load(b, b.add(source, b.mul(i, INT64(64))), words, 4)
+            place = b.add(target, b.mul(i, INT64(2 * width)))
+            value = _widened(b, x, kind, amount, factor)
+            if adds:
+                value = b.fadd(value, _load(b, place, value.type, width // 8))
+            _store(b, value, place, width // 8)
+            return []
+
+        counted_loop(b, "widen", count, [], widen)
         return context.get_dummy_value()
 
     return types.void(bits, *([types.int64] * 4), types.float64, add), generate

@@ -8,6 +8,7 @@ so the same code runs anywhere.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +21,42 @@ DIRECTIONS = {"nearest": 8, "down": 9, "up": 10, "zero": 11}  # the immediate of
 EXPLICIT = bool(get_host_cpu_features().get("avx512f"))  # instructions that name their own rounding, 32 wide registers
 # x86 without them: 16 registers of 8 float32, and on many such processors additions start beside multiplications
 SHORT_VECTORS = not EXPLICIT and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def counted_loop(
+    b: ir.IRBuilder, name: str, count: Any, start: Sequence[Any], advance: Callable[..., Sequence[Any]],
+    step: int = 1, at_least_one: bool = False,
+) -> list[Any]:  # fmt: skip
+    """Emit ``for i in range(0, count, step): values = advance(i, *values)`` with values in registers; return the last.
+
+    Args:
+        name: of the blocks in LLVM's text. start: the values before the first pass.
+        at_least_one: count is at least 1, so that nothing is asked before the first pass.
+    """
+    before, body, after = b.block, b.append_basic_block(name), b.append_basic_block(f"{name}_end")
+    if at_least_one:
+        b.branch(body)
+    else:
+        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
+    b.position_at_end(body)
+    i = b.phi(INT64)
+    held = [b.phi(value.type) for value in start]
+    for phi, value in zip((i, *held), (INT64(0), *start), strict=True):
+        phi.add_incoming(value, before)
+    new = list(advance(i, *held))
+    following = b.add(i, INT64(step))
+    last = b.block  # `advance` may have ended in another block than it began in
+    for phi, value in zip((i, *held), (following, *new), strict=True):
+        phi.add_incoming(value, last)
+    b.cbranch(b.icmp_signed("<", following, count), body, after)
+    b.position_at_end(after)
+    if at_least_one:
+        return new
+    results = [b.phi(value.type) for value in start]
+    for result, first, value in zip(results, start, new, strict=True):
+        result.add_incoming(first, before)
+        result.add_incoming(value, last)
+    return results
 
 
 class Lanes:

@@ -21,7 +21,7 @@ from hwsim.kernels.numba_cpu.matmul_plan import NOTHING, Facts
 from hwsim.kernels.numba_cpu.matmul_tile import read32
 from hwsim.kernels.numba_cpu.matrix import Matrix
 from hwsim.kernels.numba_cpu.scratch import scratch
-from hwsim.kernels.numba_cpu.vector_ir import INT64, Lanes
+from hwsim.kernels.numba_cpu.vector_ir import INT64, Lanes, counted_loop
 
 PADDING = 64  # 16-bit lines are filled up with zeros to a multiple of this
 _LINES = 16  # lines between two looks at what was found, so that a wrong suggestion costs little
@@ -136,31 +136,19 @@ def add_squares(_typing, bits, moves, count, source, target):  # type: ignore[no
         _, _, count, source, target = values
         v = Lanes(b, 32)
         kind = ir.VectorType(ir.IntType(width), 16)
-        first = v.load(target) if not on else None
-        before, body, after = b.block, b.append_basic_block("squares"), b.append_basic_block("squares_end")
-        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-        b.position_at_end(body)
-        i, held = b.phi(INT64), None if on else b.phi(v.floats)
-        i.add_incoming(INT64(0), before)
-        codes = b.load(b.inttoptr(b.add(source, b.mul(i, INT64(2 * width))), ir.PointerType(kind)), typ=kind)
-        codes.align = width // 8
-        x = b.sitofp(b.sext(codes, v.integers), v.floats)
-        place = b.add(target, b.mul(i, INT64(64)))
-        total = v.fma(x, x, v.load(place) if held is None else held)
-        if held is None:
-            v.store(total, place)
-        else:
-            held.add_incoming(first, before)
-            held.add_incoming(total, body)
-        following = b.add(i, INT64(1))
-        i.add_incoming(following, b.block)
-        b.cbranch(b.icmp_signed("<", following, count), body, after)
-        b.position_at_end(after)
-        if held is not None:
-            result = b.phi(v.floats)
-            result.add_incoming(first, before)
-            result.add_incoming(total, body)
-            v.store(result, target)
+
+        def add(i: Any, *held: Any) -> list[Any]:
+            codes = b.load(b.inttoptr(b.add(source, b.mul(i, INT64(2 * width))), ir.PointerType(kind)), typ=kind)
+            codes.align = width // 8
+            x = b.sitofp(b.sext(codes, v.integers), v.floats)
+            if held:
+                return [v.fma(x, x, held[0])]
+            place = b.add(target, b.mul(i, INT64(64)))
+            v.store(v.fma(x, x, v.load(place)), place)
+            return []
+
+        for total in counted_loop(b, "squares", count, [] if on else [v.load(target)], add):
+            v.store(total, target)
         return context.get_dummy_value()
 
     return types.void(bits, moves, *([types.int64] * 3)), generate
@@ -241,31 +229,17 @@ def narrow_exactly(_typing, bits, count, source, target, magic, state):  # type:
         large = v.spread(b.fptrunc(magic, ir.FloatType()))
         places = [b.add(state, INT64(64 * i)) for i in range(3)]
         start = [v.load(place) for place in places]
-        before, body, after = b.block, b.append_basic_block("narrow"), b.append_basic_block("narrow_end")
-        b.cbranch(b.icmp_signed(">", count, INT64(0)), body, after)
-        b.position_at_end(body)
-        i = b.phi(INT64)
-        i.add_incoming(INT64(0), before)
-        held = [b.phi(v.floats) for _ in places]
-        for phi, value in zip(held, start, strict=True):
-            phi.add_incoming(value, before)
-        x = v.load(b.add(source, b.mul(i, INT64(64))))
-        total = v.add(x, large)
-        differs = b.sext(b.fcmp_unordered("!=", v.sub(total, large), x), v.integers)
-        new = [v.float_of(b.or_(v.bits_of(held[0]), differs)), v.larger(x, held[1]), v.smaller(x, held[2])]
-        place = b.inttoptr(b.add(target, b.mul(i, INT64(2 * width))), ir.PointerType(codes))
-        b.store(b.trunc(v.bits_of(total), codes), place).align = width // 8
-        following = b.add(i, INT64(1))
-        i.add_incoming(following, b.block)
-        for phi, value in zip(held, new, strict=True):
-            phi.add_incoming(value, b.block)
-        b.cbranch(b.icmp_signed("<", following, count), body, after)
-        b.position_at_end(after)
-        results = [b.phi(v.floats) for _ in places]
-        for result, first, value in zip(results, start, new, strict=True):
-            result.add_incoming(first, before)
-            result.add_incoming(value, body)
-        for place, result in zip(places, results, strict=True):
+
+        def narrow(i: Any, other: Any, highest: Any, lowest: Any) -> list[Any]:
+            x = v.load(b.add(source, b.mul(i, INT64(64))))
+            total = v.add(x, large)
+            differs = b.sext(b.fcmp_unordered("!=", v.sub(total, large), x), v.integers)
+            new = [v.float_of(b.or_(v.bits_of(other), differs)), v.larger(x, highest), v.smaller(x, lowest)]
+            place = b.inttoptr(b.add(target, b.mul(i, INT64(2 * width))), ir.PointerType(codes))
+            b.store(b.trunc(v.bits_of(total), codes), place).align = width // 8
+            return new
+
+        for place, result in zip(places, counted_loop(b, "narrow", count, start, narrow), strict=True):
             v.store(result, place)
         return context.get_dummy_value()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hwsim.arithmetic.mac import parse_mac
+from hwsim.arithmetic.named import parse_format
 from hwsim.kernels import matmul
 from hwsim.kernels.numba_cpu import int16_lanes, matmul_blas, matmul_pairs, whole_numbers
 from hwsim.kernels.numba_cpu.matrix import matrix
@@ -111,6 +112,18 @@ def test_sums_that_32_bits_do_not_hold_are_made_of_several(monkeypatch):
     )
     with pytest.raises(AssertionError, match="differ"):
         assert_sums(matmul(a, b, "int48"), expected(a, b, "int48"))
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_codes_of_bytes_are_not_taken_for_codes_of_16_bits(zero, monkeypatch):
+    """All zeros are a multiple of anything, which the product of bytes declines: the lanes of 16 bits come next."""
+    monkeypatch.setattr(matmul_blas, "BYTE_PRODUCTS", True)
+    rng = np.random.default_rng(7)
+    operands = [integers(rng, shape, 128) for shape in ((64, 512), (512, 512))]
+    formats = (parse_format("int8"),) * 2
+    assert_sums(matmul(*operands, "int16 wrap", formats=formats), expected(*operands, "int16 wrap"))
+    operands[zero] = np.zeros_like(operands[zero])  # its codes stand where others were
+    assert_sums(matmul(*operands, "int16 wrap", formats=formats), expected(*operands, "int16 wrap"))
 
 
 # ------------------------------------------------------------------------------------------------------- conversion

@@ -35,7 +35,8 @@ def multiply(
 
     Args:
         largest: the largest magnitude in each operand.
-        wholes: the operands as integers of 16 bits, if they are; used up.
+        wholes: the operands as integers, if they are. Those of 16 bits are used up; those of 8 bits, made for products
+            of bytes that were not to be had in the end, are left aside.
     """
     fmt, order = mac.accumulator, mac.order
     if not isinstance(fmt, FixedPoint) or fmt.bits > BITS or not isinstance(order, Sequential | Chunked):
@@ -67,6 +68,8 @@ def multiply(
     limits = (int(fmt.lowest / fmt.step), int(fmt.largest / fmt.step))
     recipe = Recipe16(step, outer=step if isinstance(order, Chunked) else "none")
     chunk = order.size if isinstance(order, Chunked) else max(left.columns, 1)
+    if wholes is not None and any(x.codes.itemsize * 8 != BITS for x in wholes):
+        wholes = None
     driver16.run(recipe, left, right, out, start, chunk, limits, numbers, wholes)
     return True
 
